@@ -1,0 +1,93 @@
+"""tombola: lottery tickets for pre-trained transformers. Find them, test them honestly, compare, retrain and keep them.
+
+    tickets = tombola.find("demo", "acceptability", seeds=(0, 1), train_rows=1000)
+    ticket = tombola.Ticket.from_pretrained("my-ticket")
+    model = tombola.load(ticket, weights="base")       # an ordinary PreTrainedModel, the mask held
+    with tombola.ablate(model, layer=3, head=5): ...   # a head away, proved to act
+
+Importing this module is cheap: torch and transformers are loaded with the first name that needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tombola._version import __version__
+
+if TYPE_CHECKING:
+    from tombola.anatomy import Anatomy, Layout, read_anatomy
+    from tombola.errors import TombolaError
+    from tombola.evaluate import predict, score
+    from tombola.gates import Gates, ablate, load, prove_acts
+    from tombola.mask import Mask
+    from tombola.report.build import build_page
+    from tombola.search.controls import control
+    from tombola.search.structured import SPruneSettings, s_prune
+    from tombola.study.jobs import find
+    from tombola.study.results import collect
+    from tombola.tasks import Rows, Task
+    from tombola.ticket import Ticket
+    from tombola.train import RunSeeds, TrainSettings, fine_tune
+
+# Every public name, and the room it lives in.
+_ROOMS = {
+    "Anatomy": "anatomy",
+    "Gates": "gates",
+    "Layout": "anatomy",
+    "Mask": "mask",
+    "Rows": "tasks",
+    "RunSeeds": "train",
+    "SPruneSettings": "search.structured",
+    "Task": "tasks",
+    "Ticket": "ticket",
+    "TombolaError": "errors",
+    "TrainSettings": "train",
+    "ablate": "gates",
+    "build_page": "report.build",
+    "collect": "study.results",
+    "control": "search.controls",
+    "find": "study.jobs",
+    "fine_tune": "train",
+    "load": "gates",
+    "predict": "evaluate",
+    "prove_acts": "gates",
+    "read_anatomy": "anatomy",
+    "s_prune": "search.structured",
+    "score": "evaluate",
+}
+
+__all__ = [
+    "Anatomy",
+    "Gates",
+    "Layout",
+    "Mask",
+    "Rows",
+    "RunSeeds",
+    "SPruneSettings",
+    "Task",
+    "Ticket",
+    "TombolaError",
+    "TrainSettings",
+    "__version__",
+    "ablate",
+    "build_page",
+    "collect",
+    "control",
+    "find",
+    "fine_tune",
+    "load",
+    "predict",
+    "prove_acts",
+    "read_anatomy",
+    "s_prune",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'tombola' has no attribute {name!r}")
+    return getattr(import_module(f"tombola.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,465 @@
+"""What a transformer is made of: layers, each with an attention block and an MLP.
+
+`read_anatomy` finds the parts by structure, without asking for a model's name: one traced forward pass shows in which
+order the projections of a repeated block run and which of them share an input, and that tells their roles. A second
+pass then *proves* the reading with numbers: one channel of a projection is perturbed, and only the slice that the
+reading predicts may move. What cannot be proved is refused. A reading can also be given by hand (`Layout`); it is
+proved in the same way.
+
+Order of reading: the data classes, `read_anatomy`, `_roles` (structure), `prove` (numbers).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import AnatomyError, MaskError
+from tombola.mask import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear map inside a layer: the path of its module in the model, and its widths."""
+
+    path: str
+    n_in: int
+    n_out: int
+    has_bias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Self-attention. Head h owns rows h·d_head … (h+1)·d_head of q (of k and v: its kv-head's) and those columns of o."""
+
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    @property
+    def values_per_head(self) -> int:
+        """Parameters that go when a head goes: its q, k, v rows with biases and its columns of o; the bias of o stays.
+
+        With grouped kv-heads each head counts its share of k and v. BERT-base: 196,800.
+        """
+        q = self.d_head * (self.q.n_in + self.q.has_bias)
+        kv = self.d_head * (self.k.n_in + self.k.has_bias + self.v.n_in + self.v.has_bias)
+        return q + kv * self.n_kv_heads // self.n_heads + self.d_head * self.o.n_out
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """Feed-forward block: `ins` (one projection, or two when it is gated), a non-linearity, `out`."""
+
+    ins: tuple[Projection, ...]
+    out: Projection
+    d_ffn: int
+
+    @property
+    def values(self) -> int:
+        """Parameters that go when the MLP goes, the bias of `out` included. BERT-base: 4,722,432."""
+        return sum((p.n_in + p.has_bias) * p.n_out for p in (*self.ins, self.out))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    path: str
+    attention: Attention
+    mlp: MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a mask keeps, in parameters. Shares are fractions in [0, 1]."""
+
+    kept_values: int  # of the maskable ones
+    maskable_values: int  # heads + MLPs (the "body")
+    total_parameters: int  # of the whole model, embeddings and head included
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the maskable values."""
+        return 1.0 - self.kept_values / self.maskable_values
+
+    @property
+    def body_share(self) -> float:
+        return self.kept_values / self.maskable_values
+
+    @property
+    def total_share(self) -> float:
+        return 1.0 - (self.maskable_values - self.kept_values) / self.total_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The layers of one model, in forward order. Every layer has the same number of heads."""
+
+    model_type: str
+    layers: tuple[Layer, ...]
+    total_parameters: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_heads(self) -> int:
+        """Heads per layer."""
+        return self.layers[0].attention.n_heads
+
+    def full_mask(self) -> Mask:
+        """The mask over heads and MLPs that keeps everything."""
+        return Mask(
+            heads=torch.ones(self.n_layers, self.n_heads, dtype=torch.bool),
+            mlps=torch.ones(self.n_layers, dtype=torch.bool),
+        )
+
+    def size(self, mask: Mask) -> Size:
+        """What `mask` keeps of heads and MLPs. Raises: MaskError when it does not fit."""
+        self.check(mask)
+        return size_of(self.summary(), self.full_mask() & mask)
+
+    def check(self, mask: Mask) -> None:
+        """Raises: MaskError naming every part of `mask` that does not fit this model."""
+        shapes = {"heads": (self.n_layers, self.n_heads), "mlps": (self.n_layers,)}
+        wrong = {n: tuple(p.shape) for n, p in mask.parts().items() if shapes.get(n) != tuple(p.shape)}
+        if wrong:
+            raise MaskError(
+                f"the mask does not fit this {self.model_type}",
+                got="; ".join(f"{name} {shape}" for name, shape in wrong.items()),
+                expected="; ".join(f"{name} {shape}" for name, shape in shapes.items()),
+                next="use the ticket on the base it was found on",
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers by which two models can be told apart and masks be sized, as JSON: for tickets and `inspect`."""
+        first = self.layers[0]
+        return {
+            "model_type": self.model_type,
+            "layers": self.n_layers,
+            "heads": self.n_heads,
+            "kv_heads": first.attention.n_kv_heads,
+            "d_head": first.attention.d_head,
+            "d_model": first.attention.o.n_out,
+            "d_ffn": first.mlp.d_ffn,
+            "values_per_head": [layer.attention.values_per_head for layer in self.layers],
+            "values_per_mlp": [layer.mlp.values for layer in self.layers],
+            "total_parameters": self.total_parameters,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a layer are, by hand: the list of layers, and paths inside one layer."""
+
+    layers: str
+    q: str
+    k: str
+    v: str
+    o: str
+    mlp_in: tuple[str, ...]
+    mlp_out: str
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
+    """The anatomy of `model`, found by structure (or taken from `layout`) and proved numerically.
+
+    Costs two forward passes of a short batch; weights, mode and hooks of the model are left as they were.
+    Raises: AnatomyError saying what was looked for, what was found, and how to pass a layout by hand.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        roles = _by_structure(model) if layout is None else _by_hand(model, layout)
+        layers = tuple(_layer(model, path, role) for path, role in roles.items())
+        if len({layer.attention.n_heads for layer in layers}) > 1:
+            raise AnatomyError("layers have different numbers of heads", got=[x.attention.n_heads for x in layers])
+        total = sum(p.numel() for p in model.parameters())
+        anatomy = Anatomy(getattr(model.config, "model_type", type(model).__name__), layers, total)
+        prove(model, anatomy)
+    finally:
+        model.train(was_training)
+    return anatomy
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    q: str
+    k: str
+    v: str
+    o: str
+    ins: tuple[str, ...]
+    out: str
+
+
+def _by_structure(model: nn.Module) -> dict[str, _Roles]:
+    calls: dict[str, list[tuple[str, Tensor]]] = {}
+    handles = []
+    for block in _repeated_blocks(model):
+        for path, module in model.get_submodule(block).named_modules():
+            if _is_projection(module):
+                record = calls.setdefault(block, [])
+                # The inputs are kept alive until the pass is over: "same input" is "same object", and ids are reused.
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda _, args, record=record, path=f"{block}.{path}": record.append((path, args[0]))
+                    )
+                )
+    try:
+        with torch.no_grad():
+            model(**probe_inputs(model, batch=1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not calls:
+        raise _unreadable(model, "no list of repeated blocks with linear projections", [n for n, _ in model.named_children()])
+    return {block: _roles(model, block, record) for block, record in calls.items() if record}
+
+
+def _roles(model: nn.Module, block: str, calls: Sequence[tuple[str, Tensor]]) -> _Roles:
+    """Roles from the order of calls: q, k, v read the block's input; o comes next; the MLP is what follows, `out` last."""
+    names = [path for path, _ in calls]
+    head = [path for path, seen in calls if seen is calls[0][1]] if calls else []
+    rest = names[len(head) :]
+
+    def width(path: str) -> tuple[int, int]:
+        return _widths(model.get_submodule(path))
+
+    if len(head) != 3 or len(rest) < 3 or names[: len(head)] != head:
+        raise _unreadable(model, f"{block}: three projections of one input (q, k, v), then o, MLP in, MLP out", names)
+    o, *ins, out = rest
+    fits = (
+        width(o)[0] % width(head[2])[1] == 0
+        and all(width(path)[1] == width(out)[0] for path in ins)
+        and width(o)[1] == width(out)[1]
+    )
+    if not fits:
+        shapes = [f"{path} {width(path)}" for path in names]
+        raise _unreadable(model, f"{block}: widths of q, k, v → o and MLP in → MLP out that fit", shapes)
+    q, k, v = head
+    return _Roles(q, k, v, o, tuple(ins), out)
+
+
+def _by_hand(model: nn.Module, layout: Layout) -> dict[str, _Roles]:
+    found = dict(model.named_modules())
+    listed = found.get(layout.layers)
+    blocks = [f"{layout.layers}.{i}" for i in range(len(listed))] if isinstance(listed, nn.ModuleList) else []
+    roles = {
+        block: _Roles(
+            q=f"{block}.{layout.q}",
+            k=f"{block}.{layout.k}",
+            v=f"{block}.{layout.v}",
+            o=f"{block}.{layout.o}",
+            ins=tuple(f"{block}.{part}" for part in layout.mlp_in),
+            out=f"{block}.{layout.mlp_out}",
+        )
+        for block in blocks
+    }
+    wanted = [p for r in roles.values() for p in (r.q, r.k, r.v, r.o, *r.ins, r.out)]
+    missing = [layout.layers] if not blocks else [path for path in wanted if path not in found]
+    if missing:
+        raise AnatomyError(
+            "the layout names modules that this model does not have",
+            got=missing[:6],
+            expected=[name for name in found if name][:12],
+            next="compare with `model.named_modules()`",
+        )
+    return roles
+
+
+def _layer(model: nn.Module, path: str, role: _Roles) -> Layer:
+    q, k, v, o, out = (_projection(model, name) for name in (role.q, role.k, role.v, role.o, role.out))
+    config: Any = model.config
+    n_heads = int(config.num_attention_heads)
+    if o.n_in % n_heads:
+        raise AnatomyError(f"{role.o}: its input does not divide into heads", got=o.n_in, expected=f"a multiple of {n_heads}")
+    d_head = o.n_in // n_heads
+    return Layer(
+        path,
+        Attention(q, k, v, o, n_heads, k.n_out // d_head, d_head),
+        MLP(tuple(_projection(model, name) for name in role.ins), out, out.n_in),
+    )
+
+
+def _repeated_blocks(model: nn.Module) -> list[str]:
+    """Paths of the items of every outermost list of modules that hold at least four projections each."""
+    blocks: list[str] = []
+    for path, module in model.named_modules():
+        inside = any(path.startswith(block + ".") for block in blocks)
+        if isinstance(module, nn.ModuleList) and not inside:
+            items = [sum(map(_is_projection, item.modules())) for item in module]
+            if items and min(items) >= 4:
+                blocks += [f"{path}.{i}" for i in range(len(module))]
+    return blocks
+
+
+def _is_projection(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def _projection(model: nn.Module, path: str) -> Projection:
+    module = model.get_submodule(path)
+    return Projection(path, *_widths(module), has_bias=getattr(module, "bias", None) is not None)
+
+
+def probe_inputs(model: nn.Module, batch: int, length: int = 6) -> dict[str, Tensor]:
+    """One random row of token ids, repeated `batch` times: differences between rows are then the experiment's own."""
+    config: Any = model.config
+    vocabulary = int(config.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    # The first ids are specials in every tokenizer, and RoBERTa's positions depend on its pad id.
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (1, length), generator=generator)
+    ids = ids.expand(batch, length).to(next(model.parameters()).device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _unreadable(model: nn.Module, looked_for: str, found: Sequence[object]) -> AnatomyError:
+    return AnatomyError(
+        f"the structure of this {type(model).__name__} could not be read",
+        got=f"{list(found)[:12]}",
+        expected=looked_for,
+        next="pass layout=tombola.Layout(layers=…, q=…, k=…, v=…, o=…, mlp_in=(…,), mlp_out=…); it is proved like any other",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- proving
+
+
+def prove(model: nn.Module, anatomy: Anatomy) -> None:
+    """Proves, in one forward pass, that each projection has the role and the slices the anatomy says.
+
+    The rows of one batch are the experiments, all on the same input; row 0 is untouched. In a q or k row the first channel
+    of one (kv-)head is perturbed: of the input of o, that head's slice must move *everywhere* and nothing else at all. A
+    head that is assumed too wide fails the first half, one too narrow the second. In a v row exactly that one channel
+    moves; with v set to zero, nothing is left. In the MLP, channel j of `in` moves channel j of `out`'s input only. After
+    each look every row is set back to row 0, so that no layer sees the experiments of another.
+
+    Raises: AnatomyError naming the layer, the role and what moved.
+    """
+    first = anatomy.layers[0].attention
+    n_kv, per_kv = first.n_kv_heads, first.n_heads // max(first.n_kv_heads, 1)
+    experiments: list[tuple[str, int]] = [("none", 0)]
+    experiments += [("q", head) for head in range(first.n_heads)]
+    experiments += [(role, head) for role in "kv" for head in range(n_kv)]
+    experiments += [("v = 0", 0)]
+    generator = torch.Generator().manual_seed(1)
+    handles = []
+
+    def perturb(role: str, width: int) -> Any:
+        rows = [row for row, (kind, _) in enumerate(experiments) if kind == role]
+
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            changed = output.clone()
+            scale = 10 * output.abs().amax() + 1
+            for row in rows:
+                noise = torch.randn(output.shape[1], generator=generator).to(output)
+                changed[row, :, experiments[row][1] * width] += scale * noise
+            if role == "v":
+                changed[-1] = 0
+            return changed
+
+        return hook
+
+    def look_at_heads(layer: Layer) -> Any:
+        d = layer.attention.d_head
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            moved = _moved(args[0])
+            for row, (kind, head) in enumerate(experiments[1:-1], start=1):
+                expected = torch.zeros_like(moved[row])
+                if kind == "q":
+                    expected[head * d : (head + 1) * d] = True
+                elif kind == "k":
+                    expected[head * per_kv * d : (head + 1) * per_kv * d] = True
+                else:
+                    expected.view(-1, d)[head * per_kv : (head + 1) * per_kv, 0] = True
+                _expect(layer, kind, head, moved[row], expected)
+            if bool(args[0][-1].any()):
+                raise AnatomyError(
+                    f"{layer.path}: {layer.attention.v.path} is not the value projection",
+                    got="o still has an input when v is zero",
+                    expected="the input of o is a mixture of v only",
+                    next="pass a layout by hand",
+                )
+            return (args[0][:1].expand_as(args[0]), *args[1:])
+
+        return hook
+
+    def look_at_neurons(layer: Layer) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            moved = _moved(args[0])
+            for row in [row for row, (kind, _) in enumerate(experiments) if kind == "q"]:
+                expected = torch.zeros_like(moved[row])
+                expected[experiments[row][1]] = True
+                _expect(layer, "mlp in", experiments[row][1], moved[row], expected)
+            return (args[0][:1].expand_as(args[0]), *args[1:])
+
+        return hook
+
+    for layer in anatomy.layers:
+        attention, mlp = layer.attention, layer.mlp
+        for role, projection in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
+            module = model.get_submodule(projection.path)
+            handles.append(module.register_forward_hook(perturb(role, attention.d_head)))
+        handles.append(model.get_submodule(attention.o.path).register_forward_pre_hook(look_at_heads(layer)))
+        # The q rows double as the rows of the MLP experiment: o has set them back to row 0 by then.
+        handles.append(model.get_submodule(mlp.ins[-1].path).register_forward_hook(perturb("q", 1)))
+        handles.append(model.get_submodule(mlp.out.path).register_forward_pre_hook(look_at_neurons(layer)))
+    try:
+        with torch.no_grad():
+            model(**probe_inputs(model, batch=len(experiments)))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moved(x: Tensor) -> Tensor:
+    """[row, channel] bool: whether the channel differs from row 0 at any position, beyond rounding."""
+    tolerance = 64 * torch.finfo(x.dtype).eps * x[0].abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
+    return ((x - x[:1]).abs() > tolerance).flatten(1, -2).any(1) if x.ndim > 2 else (x - x[:1]).abs() > tolerance
+
+
+def _expect(layer: Layer, kind: str, index: int, moved: Tensor, expected: Tensor) -> None:
+    if not torch.equal(moved, expected):
+        channels = torch.nonzero(moved).flatten().tolist()
+        wanted = torch.nonzero(expected).flatten().tolist()
+        raise AnatomyError(
+            f"{layer.path}: perturbing {kind} {index} did not move what it should",
+            got=f"{len(channels)} channels {_span(channels)}",
+            expected=f"{len(wanted)} channels {_span(wanted)}",
+            next="check the number of heads in the config, or pass a layout by hand",
+        )
+
+
+def _span(channels: Sequence[int]) -> str:
+    return f"{channels[0]}…{channels[-1]}" if channels else "(none)"
+
+
+def size_of(summary: Mapping[str, Any], mask: Mask) -> Size:
+    """What a mask over heads and MLPs keeps in a model with this `Anatomy.summary()`."""
+    assert mask.heads is not None and mask.mlps is not None
+    per_head, per_mlp = torch.tensor(summary["values_per_head"]), torch.tensor(summary["values_per_mlp"])
+    return Size(
+        kept_values=int((mask.heads.sum(1) * per_head).sum() + (mask.mlps * per_mlp).sum()),
+        maskable_values=int((per_head * mask.heads.shape[1] + per_mlp).sum()),
+        total_parameters=summary["total_parameters"],
+    )
+
+
+def same_anatomy(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
+    """Names of the summary numbers (see `Anatomy.summary`) in which two models differ; parameters of heads may differ."""
+    return [name for name in a if name != "total_parameters" and a[name] != b.get(name)]

