@@ -143,22 +143,22 @@ def test_challenge_and_selection_rows_stand_apart_from_report_rows() -> None:
 
 def test_agreement_with_the_dense_model_is_shares_of_rows_averaged_over_seeds() -> None:
     def agreement(flips: int, negative: int) -> Agreement:
-        return Agreement(flips, 100, {"neg": 50, "pos": 50}, {"neg": negative, "pos": 100 - negative})
+        return Agreement(flips, 100, flips - 3, 3, {"neg": 50, "pos": 50}, {"neg": negative, "pos": 100 - negative})
 
     rows = (
         score("good", "pruned", 0.7, agreement=agreement(10, 56)),
         score("good", "pruned", 0.7, seed=2, agreement=agreement(20, 52)),
     )
     assert page(*rows).table("how the predictions differ")[1] == [
-        "pruned", "good", "0.150 ± 0.071", "+0.040 ± 0.028", "−0.040 ± 0.028", "2", "1", "100",
+        "pruned", "good", "0.150 ± 0.071", "0.120 ± 0.071", "0.030 ± 0.000", "+0.040 ± 0.028", "−0.040 ± 0.028", "2", "1", "100",
     ]  # fmt: skip
 
 
 def test_agreement_over_many_classes_keeps_those_that_change_most_and_says_so() -> None:
     dense = {f"class {i}": 10 for i in range(9)}
     after = dense | {f"class {i}": 10 + i for i in range(9)}
-    read = page(score("good", "pruned", 0.5, agreement=Agreement(36, 90, dense, after)))
-    assert read.table("how the predictions differ")[0][3:9] == [f"Δ class {i}" for i in range(3, 9)]
+    read = page(score("good", "pruned", 0.5, agreement=Agreement(36, 90, 36, 0, dense, after)))
+    assert read.table("how the predictions differ")[0][5:11] == [f"Δ class {i}" for i in range(3, 9)]
     assert "The 6 of 9 classes that change most." in read.text
 
 
@@ -383,7 +383,7 @@ def test_scores_without_tickets_and_tickets_without_scores_are_shown() -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    agreement = Agreement(1, 400, {HOSTILE: 200}, {HOSTILE: 201})
+    agreement = Agreement(1, 400, 1, 0, {HOSTILE: 200}, {HOSTILE: 201})
     step = PathStep(1, HOSTILE, 3, 1, 0.7, True)
     rows = [
         score(kind, "retrained", 0.8, seed=seed, task=HOSTILE, model=HOSTILE, split=HOSTILE, metric=HOSTILE, agreement=agreement)
@@ -702,4 +702,4 @@ def _path(draw: random.Random, dense: float, heads: int, mlps: int) -> Iterator[
 def _agreement(draw: random.Random, rows: int, loss: float) -> Agreement:
     flips = round(rows * min(0.45, 0.06 + max(0.0, loss) * 1.2))
     dense, moved = rows // 2 + draw.randint(-6, 6), draw.randint(-flips // 3, flips // 2)
-    return Agreement(flips, rows, {"no": dense, "yes": rows - dense}, {"no": dense - moved, "yes": rows - dense + moved})
+    return Agreement(flips, rows, flips, 0, {"no": dense, "yes": rows - dense}, {"no": dense - moved, "yes": rows - dense + moved})

@@ -9,7 +9,8 @@ proved in the same way.
 Order of reading: the data classes, `read_anatomy`, `_roles` (structure), `prove` (numbers).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,22 +174,31 @@ class Layout:
 def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
     """The anatomy of `model`, found by structure (or taken from `layout`) and proved numerically.
 
-    Costs two forward passes of a short batch; weights, mode and hooks of the model are left as they were.
+    Costs two forward passes of a short batch (one with a layout); weights, modes and hooks of the model, and the caller's
+    random state, are left as they were. The model may be under gates, and may hold a mask.
     Raises: AnatomyError saying what was looked for, what was found, and how to pass a layout by hand.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         roles = _by_structure(model) if layout is None else _by_hand(model, layout)
         layers = tuple(_layer(model, path, role) for path, role in roles.items())
-        if len({layer.attention.n_heads for layer in layers}) > 1:
-            raise AnatomyError("layers have different numbers of heads", got=[x.attention.n_heads for x in layers])
+        if len({layer.attention.n_kv_heads for layer in layers}) > 1:
+            raise AnatomyError("layers have different numbers of kv-heads", got=[x.attention.n_kv_heads for x in layers])
         total = sum(p.numel() for p in model.parameters())
         anatomy = Anatomy(getattr(model.config, "model_type", type(model).__name__), layers, total)
         prove(model, anatomy)
-    finally:
-        model.train(was_training)
     return anatomy
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards every module is in the mode it was in, a frozen one in a training model too."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +212,12 @@ class _Roles:
 
 
 def _by_structure(model: nn.Module) -> dict[str, _Roles]:
+    blocks = _repeated_blocks(model)
+    if not blocks:
+        raise _unreadable(model, "a list of repeated blocks with linear projections", [n for n, _ in model.named_children()])
     calls: dict[str, list[tuple[str, Tensor]]] = {}
     handles = []
-    for block in _repeated_blocks(model):
+    for block in blocks:
         for path, module in model.get_submodule(block).named_modules():
             if _is_projection(module):
                 record = calls.setdefault(block, [])
@@ -215,37 +228,21 @@ def _by_structure(model: nn.Module) -> dict[str, _Roles]:
                     )
                 )
     try:
-        with torch.no_grad():
-            model(**probe_inputs(model, batch=1))
+        _run(model, batch=1)
     finally:
         for handle in handles:
             handle.remove()
-    if not calls:
-        raise _unreadable(model, "no list of repeated blocks with linear projections", [n for n, _ in model.named_children()])
-    return {block: _roles(model, block, record) for block, record in calls.items() if record}
+    return {block: _roles(model, block, record) for block, record in calls.items()}
 
 
 def _roles(model: nn.Module, block: str, calls: Sequence[tuple[str, Tensor]]) -> _Roles:
     """Roles from the order of calls: q, k, v read the block's input; o comes next; the MLP is what follows, `out` last."""
     names = [path for path, _ in calls]
-    head = [path for path, seen in calls if seen is calls[0][1]] if calls else []
-    rest = names[len(head) :]
-
-    def width(path: str) -> tuple[int, int]:
-        return _widths(model.get_submodule(path))
-
-    if len(head) != 3 or len(rest) < 3 or names[: len(head)] != head:
-        raise _unreadable(model, f"{block}: three projections of one input (q, k, v), then o, MLP in, MLP out", names)
-    o, *ins, out = rest
-    fits = (
-        width(o)[0] % width(head[2])[1] == 0
-        and all(width(path)[1] == width(out)[0] for path in ins)
-        and width(o)[1] == width(out)[1]
-    )
-    if not fits:
-        shapes = [f"{path} {width(path)}" for path in names]
-        raise _unreadable(model, f"{block}: widths of q, k, v → o and MLP in → MLP out that fit", shapes)
-    q, k, v = head
+    head = [path for path, seen in calls if seen is calls[0][1]]
+    if len(head) != 3 or names[:3] != head or len(names) not in (6, 7):
+        looked_for = f"{block}: three projections of one input (q, k, v), then o, MLP in (one, or two when gated), MLP out"
+        raise _unreadable(model, looked_for, names)
+    q, k, v, o, *ins, out = names
     return _Roles(q, k, v, o, tuple(ins), out)
 
 
@@ -265,10 +262,10 @@ def _by_hand(model: nn.Module, layout: Layout) -> dict[str, _Roles]:
         for block in blocks
     }
     wanted = [p for r in roles.values() for p in (r.q, r.k, r.v, r.o, *r.ins, r.out)]
-    missing = [layout.layers] if not blocks else [path for path in wanted if path not in found]
+    missing = [layout.layers] if not blocks else [path for path in wanted if not _is_projection(found.get(path))]
     if missing:
         raise AnatomyError(
-            "the layout names modules that this model does not have",
+            "the layout names modules that this model does not have, or not as a list of layers with linear projections",
             got=missing[:6],
             expected=[name for name in found if name][:12],
             next="compare with `model.named_modules()`",
@@ -278,16 +275,24 @@ def _by_hand(model: nn.Module, layout: Layout) -> dict[str, _Roles]:
 
 def _layer(model: nn.Module, path: str, role: _Roles) -> Layer:
     q, k, v, o, out = (_projection(model, name) for name in (role.q, role.k, role.v, role.o, role.out))
-    config: Any = model.config
-    n_heads = int(config.num_attention_heads)
-    if o.n_in % n_heads:
-        raise AnatomyError(f"{role.o}: its input does not divide into heads", got=o.n_in, expected=f"a multiple of {n_heads}")
+    ins = tuple(_projection(model, name) for name in role.ins)
+    n_heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    if not isinstance(n_heads, int) or o.n_in % n_heads:
+        raise AnatomyError(
+            f"{role.o}: its input does not divide into heads",
+            got=f"{o.n_in} channels, {n_heads} heads",
+            expected="a multiple of config.num_attention_heads",
+        )
     d_head = o.n_in // n_heads
-    return Layer(
-        path,
-        Attention(q, k, v, o, n_heads, k.n_out // d_head, d_head),
-        MLP(tuple(_projection(model, name) for name in role.ins), out, out.n_in),
-    )
+    attention_fits = q.n_out == o.n_in and k.n_out == v.n_out and k.n_out % d_head == 0 and q.n_out % k.n_out == 0
+    if not attention_fits or out.n_out != o.n_out or any(part.n_out != out.n_in for part in ins):
+        raise AnatomyError(
+            f"{path}: the widths of its projections do not fit together",
+            got=", ".join(f"{part.path} {part.n_in} → {part.n_out}" for part in (q, k, v, o, *ins, out)),
+            expected="q as wide as the input of o, k and v a whole share of it in heads; MLP in as wide as the input of MLP out",
+            next="check the number of heads in the config, or pass a layout by hand",
+        )
+    return Layer(path, Attention(q, k, v, o, n_heads, k.n_out // d_head, d_head), MLP(ins, out, out.n_in))
 
 
 def _repeated_blocks(model: nn.Module) -> list[str]:
@@ -302,18 +307,28 @@ def _repeated_blocks(model: nn.Module) -> list[str]:
     return blocks
 
 
-def _is_projection(module: nn.Module) -> bool:
+def _is_projection(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear)
-
-
-def _widths(module: nn.Module) -> tuple[int, int]:
-    assert isinstance(module, nn.Linear)
-    return module.in_features, module.out_features
 
 
 def _projection(model: nn.Module, path: str) -> Projection:
     module = model.get_submodule(path)
-    return Projection(path, *_widths(module), has_bias=getattr(module, "bias", None) is not None)
+    assert isinstance(module, nn.Linear)
+    return Projection(path, module.in_features, module.out_features, has_bias=getattr(module, "bias", None) is not None)
+
+
+def _run(model: nn.Module, batch: int) -> None:
+    try:
+        with torch.no_grad():
+            model(**probe_inputs(model, batch))
+    except AnatomyError:
+        raise
+    except Exception as error:  # a model that is not of our kind may raise anything
+        raise AnatomyError(
+            f"this {type(model).__name__} did not run on token ids",
+            got=f"{type(error).__name__}: {error}",
+            expected="a model that takes input_ids and attention_mask, and has a config with vocab_size",
+        ) from error
 
 
 def probe_inputs(model: nn.Module, batch: int, length: int = 6) -> dict[str, Tensor]:
@@ -342,32 +357,45 @@ def _unreadable(model: nn.Module, looked_for: str, found: Sequence[object]) -> A
 def prove(model: nn.Module, anatomy: Anatomy) -> None:
     """Proves, in one forward pass, that each projection has the role and the slices the anatomy says.
 
-    The rows of one batch are the experiments, all on the same input; row 0 is untouched. In a q or k row the first channel
-    of one (kv-)head is perturbed: of the input of o, that head's slice must move *everywhere* and nothing else at all. A
-    head that is assumed too wide fails the first half, one too narrow the second. In a v row exactly that one channel
-    moves; with v set to zero, nothing is left. In the MLP, channel j of `in` moves channel j of `out`'s input only. After
-    each look every row is set back to row 0, so that no layer sees the experiments of another.
+    The rows of one batch are the experiments; row 0 is untouched. In all rows q, k, v and MLP-in put out the same random
+    numbers instead of their own: the proof is about the wiring, and stands where a mask has zeroed weights. In a q or k row
+    the first channel of one (kv-)head is perturbed: of the input of o, that head's slice must move *everywhere* and nothing
+    else at all. A head that is assumed too wide fails the first half, one too narrow the second. A query perturbed at one
+    position moves no other, which tells q from k. In a v row exactly that one channel moves; with v set to zero, nothing is
+    left. In the MLP, channel j of `in` moves channel j of `out`'s input only. After each look every row is set back to
+    row 0, so that no layer sees the experiments of another.
 
-    Raises: AnatomyError naming the layer, the role and what moved.
+    Raises: AnatomyError naming the layer, the role and what moved, or the modules the model computes around.
     """
     first = anatomy.layers[0].attention
-    n_kv, per_kv = first.n_kv_heads, first.n_heads // max(first.n_kv_heads, 1)
+    n_kv, per_kv = first.n_kv_heads, first.n_heads // first.n_kv_heads
     experiments: list[tuple[str, int]] = [("none", 0)]
     experiments += [("q", head) for head in range(first.n_heads)]
     experiments += [(role, head) for role in "kv" for head in range(n_kv)]
-    experiments += [("v = 0", 0)]
+    experiments += [("one query", 0), ("v = 0", 0)]
     generator = torch.Generator().manual_seed(1)
+    unseen = {p.path for layer in anatomy.layers for p in (layer.attention.o, layer.mlp.out)}
     handles = []
 
-    def perturb(role: str, width: int) -> Any:
+    def perturb(role: str, projection: Projection, width: int) -> Any:
         rows = [row for row, (kind, _) in enumerate(experiments) if kind == role]
 
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-            changed = output.clone()
-            scale = 10 * output.abs().amax() + 1
+            if output.ndim != 3 or len(output) != len(experiments):
+                raise AnatomyError(
+                    f"{projection.path} does not see the rows of the batch",
+                    got=f"an output of shape {tuple(output.shape)}",
+                    expected=f"[{len(experiments)}, position, {projection.n_out}]",
+                    next="pass a layout by hand",
+                )
+            # Small, so that no softmax saturates; the experiments have both signs, so that no ReLU swallows one.
+            changed = torch.rand(output.shape[1:], generator=generator).to(output).expand_as(output).clone()
             for row in rows:
-                noise = torch.randn(output.shape[1], generator=generator).to(output)
-                changed[row, :, experiments[row][1] * width] += scale * noise
+                noise = 5 + 5 * torch.rand(output.shape[1], generator=generator)
+                noise[1::2] *= -1
+                changed[row, :, experiments[row][1] * width] += noise.to(output)
+            if role == "q":
+                changed[-2, 0] += 5
             if role == "v":
                 changed[-1] = 0
             return changed
@@ -375,11 +403,13 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
         return hook
 
     def look_at_heads(layer: Layer) -> Any:
-        d = layer.attention.d_head
+        attention = layer.attention
+        d = attention.d_head
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            unseen.discard(attention.o.path)
             moved = _moved(args[0])
-            for row, (kind, head) in enumerate(experiments[1:-1], start=1):
+            for row, (kind, head) in enumerate(experiments[1:-2], start=1):
                 expected = torch.zeros_like(moved[row])
                 if kind == "q":
                     expected[head * d : (head + 1) * d] = True
@@ -388,9 +418,11 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
                 else:
                     expected.view(-1, d)[head * per_kv : (head + 1) * per_kv, 0] = True
                 _expect(layer, kind, head, moved[row], expected)
+            others = _moved(args[0][:, 1:])[-2]
+            _expect(layer, f"{attention.q.path} at one position, the others:", 0, others, torch.zeros_like(others))
             if bool(args[0][-1].any()):
                 raise AnatomyError(
-                    f"{layer.path}: {layer.attention.v.path} is not the value projection",
+                    f"{layer.path}: {attention.v.path} is not the value projection",
                     got="o still has an input when v is zero",
                     expected="the input of o is a mixture of v only",
                     next="pass a layout by hand",
@@ -401,6 +433,7 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
 
     def look_at_neurons(layer: Layer) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            unseen.discard(layer.mlp.out.path)
             moved = _moved(args[0])
             for row in [row for row, (kind, _) in enumerate(experiments) if kind == "q"]:
                 expected = torch.zeros_like(moved[row])
@@ -411,26 +444,39 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
         return hook
 
     for layer in anatomy.layers:
-        attention, mlp = layer.attention, layer.mlp
-        for role, projection in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
-            module = model.get_submodule(projection.path)
-            handles.append(module.register_forward_hook(perturb(role, attention.d_head)))
-        handles.append(model.get_submodule(attention.o.path).register_forward_pre_hook(look_at_heads(layer)))
+        attention, (*gates, last) = layer.attention, layer.mlp.ins
+        d = attention.d_head
         # The q rows double as the rows of the MLP experiment: o has set them back to row 0 by then.
-        handles.append(model.get_submodule(mlp.ins[-1].path).register_forward_hook(perturb("q", 1)))
-        handles.append(model.get_submodule(mlp.out.path).register_forward_pre_hook(look_at_neurons(layer)))
+        for role, projection, width in (
+            ("q", attention.q, d),
+            ("k", attention.k, d),
+            ("v", attention.v, d),
+            *(("gate", gate, 1) for gate in gates),
+            ("q", last, 1),
+        ):
+            hook = perturb(role, projection, width)
+            handles.append(model.get_submodule(projection.path).register_forward_hook(hook))
+        # Before every other hook: what gates on a live model close is there all the same.
+        for projection, look in ((attention.o, look_at_heads(layer)), (layer.mlp.out, look_at_neurons(layer))):
+            handles.append(model.get_submodule(projection.path).register_forward_pre_hook(look, prepend=True))
     try:
-        with torch.no_grad():
-            model(**probe_inputs(model, batch=len(experiments)))
+        _run(model, batch=len(experiments))
     finally:
         for handle in handles:
             handle.remove()
+    if unseen:
+        raise AnatomyError(
+            "the model does not run all modules of its anatomy",
+            got=f"never called: {', '.join(sorted(unseen))}",
+            expected="a forward pass through each",
+            next="load the model anew, uncompiled and without fused kernels, or pass another layout",
+        )
 
 
 def _moved(x: Tensor) -> Tensor:
     """[row, channel] bool: whether the channel differs from row 0 at any position, beyond rounding."""
-    tolerance = 64 * torch.finfo(x.dtype).eps * x[0].abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
-    return ((x - x[:1]).abs() > tolerance).flatten(1, -2).any(1) if x.ndim > 2 else (x - x[:1]).abs() > tolerance
+    tolerance = 4 * torch.finfo(x.dtype).eps * x[0].abs().amax()
+    return ((x - x[:1]).abs() > tolerance).any(1)
 
 
 def _expect(layer: Layer, kind: str, index: int, moved: Tensor, expected: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tombola.errors import SettingsError, TombolaError
+from tombola.study.cells import Reporter
 
 if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
@@ -391,7 +392,7 @@ def _refuse_filled(folder: Path | None, but: str = "") -> None:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-class _Progress:
+class _Progress(Reporter):
     """One line of overall progress with remaining time on a terminal; a line per cell elsewhere. Always on stderr."""
 
     def __init__(self) -> None:

@@ -68,6 +68,8 @@ def _accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
 def _matthews(labels: Sequence[int], predicted: Sequence[int]) -> float:
     from sklearn.metrics import matthews_corrcoef
 
+    if len({*labels, *predicted}) == 1:  # sklearn says 0 too, with a warning
+        return 0.0
     return float(matthews_corrcoef(labels, predicted))  # 0 for a constant answer: no information, as GLUE has it
 
 
@@ -102,14 +104,10 @@ def score(predictions: Predictions, metric: str) -> Score:
     """The metric of these predictions, beside its majority line. Raises: DataError for an unknown metric."""
     if metric not in METRICS:
         raise DataError(f"unknown metric {metric!r}", expected=sorted(METRICS))
-    most_frequent = Counter(predictions.labels).most_common(1)[0][0]
-    constant = [most_frequent] * len(predictions.labels)
-    return Score(
-        metric,
-        METRICS[metric](predictions.labels, predictions.classes),
-        len(predictions.labels),
-        METRICS[metric](predictions.labels, constant),
-    )
+    labels, counts = predictions.labels, Counter(predictions.labels)
+    # of equally frequent classes the one that scores higher: under F1 they differ, and row order may not decide
+    majority = max(METRICS[metric](labels, [c] * len(labels)) for c, n in counts.items() if n == max(counts.values()))
+    return Score(metric, METRICS[metric](labels, predictions.classes), len(labels), majority)
 
 
 def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric: str = "accuracy") -> dict[str, Score]:
@@ -135,7 +133,9 @@ def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric:
 class Flips:
     """How predictions differ from the dense model's on the same rows; counts by class number."""
 
-    flips: int
+    flips: int  # rows answered otherwise
+    lost: int  # rows the dense model has right and this one wrong
+    gained: int  # rows this one has right and the dense model wrong
     n: int
     dense_counts: Mapping[int, int]
     counts: Mapping[int, int]
@@ -147,5 +147,12 @@ def agreement(dense: Predictions, other: Predictions) -> Flips:
     if by_id.keys() != set(other.ids):
         missing = sorted(by_id.keys() ^ set(other.ids))[:5]
         raise DataError("predictions to compare are of different rows", got=f"only on one side: {missing}")
-    flips = sum(by_id[row] != predicted for row, predicted in zip(other.ids, other.classes, strict=True))
-    return Flips(flips, len(by_id), Counter(dense.classes), Counter(other.classes))
+    rows = [(by_id[row], answer, label) for row, answer, label in zip(other.ids, other.classes, other.labels, strict=True)]
+    return Flips(
+        flips=sum(before != answer for before, answer, _ in rows),
+        lost=sum(before == label != answer for before, answer, label in rows),
+        gained=sum(before != label == answer for before, answer, label in rows),
+        n=len(rows),
+        dense_counts=Counter(dense.classes),
+        counts=Counter(other.classes),
+    )

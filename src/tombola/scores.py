@@ -57,18 +57,19 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
     model.eval().requires_grad_(False)
     try:
         for rows, inputs in batches:
-            head_gates, mlp_gates = gates.per_example(len(rows))
             with torch.enable_grad():
+                head_gates, mlp_gates = gates.per_example(len(rows))
                 features = {name: value for name, value in inputs.items() if name != "labels"}
                 output = model(**features).logits
-                loss = cross_entropy(output.float(), inputs["labels"], reduction="sum")
+                # fp64: for a row the model is sure of, softmax − 1 loses all its digits in fp32
+                loss = cross_entropy(output.double(), inputs["labels"], reduction="sum")
             # A gate whose part cannot reach the loss has no gradient: it is zero, not an error.
             by_head, by_mlp = torch.autograd.grad(loss, (head_gates, mlp_gates), allow_unused=True, materialize_grads=True)
             heads[rows] = by_head.transpose(0, 1).double().cpu()
             mlps[rows] = by_mlp.transpose(0, 1).double().cpu()
             logits = torch.zeros(n_rows, output.shape[-1]) if logits is None else logits
             logits[rows] = output.detach().float().cpu()
-            seen[rows] += 1
+            seen.index_add_(0, rows, torch.ones_like(rows))  # `seen[rows] += 1` counts a row once a batch
     finally:
         model.train(was_training)
         for parameter in wanted:

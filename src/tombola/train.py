@@ -61,7 +61,8 @@ class LengthBuckets(Sampler[int]):
     """Row numbers of one epoch: a shuffle by (seed, epoch), in which every `batch_size` neighbours are of similar length.
 
     Rows are shuffled, cut into pools of 50 batches, sorted by length within a pool, and the batches of all pools are
-    shuffled again. A last batch that is not full stays last, so that batches are cut where they were sorted.
+    shuffled again. Rows that fill no batch come last, so that batches are cut where they were sorted; they are the end of
+    the shuffle, of any length: left over from the sorting they would be the longest rows, in every epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -75,14 +76,14 @@ class LengthBuckets(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        order, pool = rng.permutation(len(self.lengths)), 50 * self.batch_size
+        order, pool = rng.permutation(len(self.lengths)).tolist(), 50 * self.batch_size
+        full = len(order) - len(order) % self.batch_size
         batches: list[list[int]] = []
-        for start in range(0, len(order), pool):
-            rows = sorted(order[start : start + pool].tolist(), key=self.lengths.__getitem__)
+        for start in range(0, full, pool):
+            rows = sorted(order[start : min(start + pool, full)], key=self.lengths.__getitem__)
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         yield from (row for i in rng.permutation(len(batches)) for row in batches[i])
-        yield from (row for batch in rest for row in batch)
+        yield from order[full:]
 
 
 def fine_tune(

@@ -640,12 +640,14 @@ def _agreement_table(split: Split) -> Table | None:
     cut = f" The {len(shown)} of {len(names)} classes that change most." if len(shown) < len(names) else ""
     return Table(
         f"{split.title}: how the predictions differ from those of the dense model of the same seed",
-        ("Stage", "Ticket", "Rows that flip", *(f"Δ {name}" for name in shown), "Seeds", "Draws per seed", "Rows"),
+        ("Stage", "Ticket", "Rows that flip", "Lost", "Gained", *(f"Δ {name}" for name in shown), "Seeds", "Draws per seed", "Rows"),
         tuple(
             (
                 group.stage,
                 _kind(group.kind),
                 _spread(over(pairs, lambda it: it.flips / it.n)),
+                _spread(over(pairs, lambda it: it.lost / it.n)),
+                _spread(over(pairs, lambda it: it.gained / it.n)),
                 *(_spread(change(pairs, name), sign=True) for name in shown),
                 str(len({seed for seed, _ in pairs})),
                 _draws(group.rows),
@@ -653,7 +655,7 @@ def _agreement_table(split: Split) -> Table | None:
             )
             for group, pairs in groups
         ),
-        f"As shares of all rows, mean ± std over seeds. Δ: share of rows given this class, minus that of the dense model.{cut}",
+        f"As shares of all rows, mean ± std over seeds. Lost: right in the dense model, wrong here; gained: the other way round. Δ: share of rows given this class, minus that of the dense model.{cut}",
         stubs=2,
     )
 

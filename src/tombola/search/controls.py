@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tombola.errors import SearchError
-from tombola.mask import Mask
+from tombola.mask import UNITS, Mask
 
 Draw = Callable[[Tensor, np.random.Generator], Tensor]
 
@@ -52,7 +52,8 @@ def control(good: Mask, kind: str, *, seed: int, draw: int) -> Mask:
     entropy = hashlib.sha256(b"|".join([packed, kind.encode(), str(seed).encode(), str(draw).encode()])).digest()
     rng = np.random.default_rng(int.from_bytes(entropy[:16], "big"))
     parts = {name: CONTROLS[kind](part, rng) for name, part in good.parts().items()}
-    return Mask(heads=parts["heads"], mlps=parts["mlps"])
+    units = {name: parts.pop(name) for name in UNITS if name in parts}
+    return Mask(**units, values=parts)
 
 
 def _keep(like: Tensor, positions: np.ndarray) -> Tensor:

@@ -109,7 +109,8 @@ def s_prune(
         predictions, gradients = score_and_gradients(gates, selection)
         importance = sensitivity(gradients, settings.importance_reduction, settings.importance_batch_size)
         result = score(predictions, metric)
-        trials.append(Trial(phase, mask, result, importance, result.value >= floor))
+        # 72 right rows of 100 hold 0.9 of 80, though 0.9 * 0.8 > 0.72 in floating point
+        trials.append(Trial(phase, mask, result, importance, result.value >= floor - 1e-9))
         progress(trials[-1])
         return trials[-1]
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tombola.errors import StoreError
 from tombola.store import PROVENANCE, Entry, Store, fingerprint
@@ -67,18 +67,8 @@ class Cell:
         yield self
 
 
-class Reporter(Protocol):
-    """Where the lab says how far it is. Work is counted in row passes (one row once through the model)."""
-
-    def start(self, cells: int, work: float) -> None: ...
-    def cell(self, title: str, work: float) -> None: ...
-    def share(self, done: float) -> None: ...
-    def say(self, message: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class Silent:
-    """Says nothing."""
+class Reporter:
+    """Where the lab says how far it is; this one says nothing. Work is counted in row passes (one row once through the model)."""
 
     def start(self, cells: int, work: float) -> None: ...
     def cell(self, title: str, work: float) -> None: ...
@@ -101,7 +91,7 @@ class Lab:
     """A store, the place of the data, and someone to report to."""
 
     def __init__(self, store: Store, data_dir: Path | None = None, reporter: Reporter | None = None) -> None:
-        self.store, self.data_dir, self.reporter = store, data_dir, reporter or Silent()
+        self.store, self.data_dir, self.reporter = store, data_dir, reporter or Reporter()
         self.cache: dict[Any, Any] = {}  # rows and models that several steps of one run read
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:

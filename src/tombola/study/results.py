@@ -5,7 +5,7 @@ the majority line of that split. `collect` reads them from a store.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ class Agreement:
 
     flips: int  # rows whose predicted class changed
     n: int  # rows compared
+    lost: int  # rows the dense model has right and this one wrong
+    gained: int  # rows this one has right and the dense model wrong
     dense_counts: Mapping[str, int]  # class name -> rows the dense model gives that class
     counts: Mapping[str, int]  # class name -> rows this model gives that class
 
@@ -80,6 +82,7 @@ class TicketRow:
     path: tuple[PathStep, ...] = ()
     floor_score: float | None = None  # the score the mask had to hold on the selection rows
     full_score: float | None = None  # of the dense model on the selection rows
+    selection_rows: int | None = None  # rows the mask was chosen on
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,16 @@ def collect(store: "Store") -> Results:
     settings: dict[str, object] = {}
     made_with: dict[str, object] = {}
     entries = sorted(store.entries(), key=lambda entry: entry.key)
+    cells = {entry.key: cell_of(entry) for entry in entries}
+    variants = _variants(cells)
     for entry in entries:
-        cell, folder = cell_of(entry), entry.folder
+        cell, folder = cells[entry.key], entry.folder
         if (folder / "scores.jsonl").is_file():
-            scores += [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
+            rows = [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
+            scores += [replace(row, task=row.task + variant) for variant in variants[entry.key] for row in rows]
         if (folder / "ticket").is_dir():
-            tickets.append(_ticket_row(entry.key, folder))
+            ticket = _ticket_row(entry.key, folder)
+            tickets += [replace(ticket, task=ticket.task + variant) for variant in variants[entry.key]]
         if (folder / "result.json").is_file():
             where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
             warnings |= dict.fromkeys(f"{where}{said}" for said in read_json(folder / "result.json")["warnings"])
@@ -126,6 +133,37 @@ def collect(store: "Store") -> Results:
         provenance | {name: _shown(value) for name, value in made_with.items()},
         tuple(warnings),
     )
+
+
+def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:
+    """For each cell the variants of its task that it belongs to, as text to add to the task's name; "" where there is one.
+
+    Runs with different settings must never be averaged. Tickets of one task that differ in a setting (other than seeds) are
+    variants, named by what differs; a dense model, which knows no search, belongs to each variant it has all settings of.
+    """
+    settings = {key: _flat_settings(cell) for key, cell in cells.items()}
+    distinct = {repr(sorted(said.items())): said for said in settings.values()}
+    named: dict[str, tuple[str, ...]] = {}
+    for known, one in distinct.items():
+        peers = [said for said in distinct.values() if said["task"] == one["task"]]
+        whole = [said for said in peers if len(said) == max(map(len, peers))]
+        differing = sorted({name for said in whole for name in said if said[name] != whole[0].get(name)})
+        mine = [said for said in whole if one.items() <= said.items()] or [one]
+        texts = [", ".join(f"{name}={said[name]}" for name in differing if name in said) for said in mine]
+        named[known] = tuple(dict.fromkeys(f" ({text})" if text else "" for text in texts))
+    return {key: named[repr(sorted(said.items()))] for key, said in settings.items()}
+
+
+def _flat_settings(cell: "Cell") -> dict[str, Any]:
+    """Every setting of a cell and of those it stands on, but seeds, draws and kinds: what two runs must share to be averaged."""
+    flat: dict[str, Any] = {}
+    for one in cell.needed():
+        for name in ("data", "train", "search", "machine"):
+            flat |= one.settings.get(name, {})
+        flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
+        if "model" in one.settings:
+            flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
+    return {name: value for name, value in flat.items() if name not in ("rows", "counts")}
 
 
 def scores_of(lab: "Lab", cells: "Sequence[Cell]") -> list[ScoreRow]:
@@ -170,6 +208,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         path=tuple(PathStep(**step) for step in details.get("path", ())),
         floor_score=details.get("floor_score"),
         full_score=details.get("full_score"),
+        selection_rows=next((m["n"] for m in ticket.metrics if m["split"] == "selection"), None),
     )
 
 

@@ -111,7 +111,12 @@ def _seeds(seeds: Sequence[int], own: Mapping[str, int]) -> tuple[tuple[RunSeeds
                 expected="different seeds: a repeated run is no new evidence",
             )
         )
+    four = ("head", "data", "dropout", "mask")
+    for name, seed in own.items():
+        if name not in four:
+            problems.append(TombolaError(f"there is no seed {name!r}", expected=", ".join(four)))
+        elif type(seed) is not int or not 0 <= seed < 2**32:
+            problems.append(TombolaError(f"the {name} seed is not valid", got=seed, expected="a whole number from 0 to 2^32 − 1"))
     if problems:
         return (), problems
-    four = ("head", "data", "dropout", "mask")
     return tuple(RunSeeds(**{name: own.get(name, seed) for name in four}) for seed in seeds), []

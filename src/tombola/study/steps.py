@@ -348,6 +348,8 @@ def _write_scores(
         }
         said = None if flips is None else {
             "flips": flips.flips,
+            "lost": flips.lost,
+            "gained": flips.gained,
             "n": flips.n,
             "dense_counts": {name: flips.dense_counts.get(i, 0) for i, name in enumerate(names)},
             "counts": {name: flips.counts.get(i, 0) for i, name in enumerate(names)},
@@ -430,9 +432,10 @@ def _search_work(cell: Cell) -> float:
 
 
 def _title(cell: Cell) -> str:
-    dense = cell.inputs.get("model", cell)
-    assert isinstance(dense, Cell)
-    seeds, data = dense.settings.get("seeds", {}), dense.settings.get("data", {})
+    planned: dict[str, Any] = {}  # a search or control has the task and seed of the model it goes back to
+    for one in cell.needed():
+        planned |= {name: one.settings[name] for name in ("seeds", "data") if name in one.settings}
+    seeds, data = planned.get("seeds", {}), planned.get("data", {})
     return " · ".join(
         x for x in (cell.step.replace("_", "-"), _about(cell), data.get("task", "").partition(":")[0], f"seed {seeds.get('run', '?')}") if x
     )
