@@ -111,9 +111,10 @@ def score_alone(model: "PreTrainedModel", anatomy: Anatomy, mask: Mask, batches:
         return torch.cat([model(**batch).logits for batch in batches])
 
 
-def tombola_importance(gates: Gates, encoded: Encoded) -> tuple[Importance, GateGradients]:
-    """Importance under the gates' mask by the paper's formula, and what it is made of, logits included."""
-    _, gradients = score_and_gradients(gates, encoded)
+def ours_importance(model: "PreTrainedModel", anatomy: Anatomy, encoded: Encoded) -> tuple[Importance, GateGradients]:
+    """Importance by the paper's formula, and the gradient of each row that it is made of, with logits."""
+    with Gates(model, anatomy) as gates:
+        _, gradients = score_and_gradients(gates, encoded)
     return sensitivity(gradients), gradients
 
 
@@ -129,5 +130,5 @@ def training_step(model: "PreTrainedModel", optimizer: torch.optim.Optimizer, ba
     optimizer.zero_grad()
 
 
-def optimizer_of(model: "PreTrainedModel") -> torch.optim.Optimizer:
+def adamw(model: "PreTrainedModel") -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=2e-5, eps=1e-8, weight_decay=0.0, fused=True)

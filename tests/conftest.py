@@ -12,8 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-WORDS = ("a the film plot actor scene music was felt looked rather very quite truly "
-         "good great superb lovely bad awful dull poor and but so").split()  # fmt: skip
+WORDS = [
+    *("a", "the", "film", "plot", "actor", "scene", "music", "was", "felt", "looked", "rather", "very", "quite", "truly"),
+    *("good", "great", "superb", "lovely", "bad", "awful", "dull", "poor", "and", "but", "so"),
+]
 
 TINY: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -97,8 +99,11 @@ def sentiment_rows(n: int, seed: int) -> list[dict[str, Any]]:
     for i in range(n):
         label = i % 2
         adverb = rng.choice(["rather", "very", "quite", "truly", "so"])
-        noun, verb, tail = rng.choice(WORDS[2:7]), rng.choice(WORDS[7:10]), " ".join(rng.sample(WORDS[:14], rng.randint(0, 6)))
-        rows.append({"sentence": f"the {noun} {verb} {adverb} {rng.choice(kinds[label])} {tail}".strip(), "label": label, "idx": i})
+        noun, verb = rng.choice(WORDS[2:7]), rng.choice(WORDS[7:10])
+        tail = " ".join(rng.sample(WORDS[:14], rng.randint(0, 6)))
+        rows.append(
+            {"sentence": f"the {noun} {verb} {adverb} {rng.choice(kinds[label])} {tail}".strip(), "label": label, "idx": i}
+        )
     return rows
 
 

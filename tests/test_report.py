@@ -1,5 +1,6 @@
 """The page read back as a reader would: as text and tables, and in a real browser."""
 
+import os
 import random
 import re
 import shutil
@@ -527,7 +528,10 @@ def test_a_folder_is_no_page(tmp_path: Path) -> None:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
-        pytest.skip("chromium and chromedriver are not on the PATH: install the packages chromium and chromium-driver")
+        missing = "chromium and chromedriver are not on the PATH: install the packages chromium and chromium-driver"
+        if os.environ.get("TOMBOLA_BROWSER_REQUIRED"):
+            pytest.fail(missing)
+        pytest.skip(missing)
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, tiny_model
 from torch import Tensor
 from torch.func import functional_call
 
+from conftest import TINY, tiny_model
 from tombola.anatomy import read_anatomy
 from tombola.errors import DataError
 from tombola.gates import Gates

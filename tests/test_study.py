@@ -50,7 +50,9 @@ def test_find_gives_one_ticket_per_seed_that_holds_the_floor(world: dict[str, An
         assert 0 < ticket.sparsity < 1
 
 
-def test_the_same_command_again_computes_nothing(world: dict[str, Any], data_folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_computes_nothing(
+    world: dict[str, Any], data_folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("a cell ran again")
 
@@ -62,12 +64,20 @@ def test_the_same_command_again_computes_nothing(world: dict[str, Any], data_fol
         find(str(tiny_folder), "sst2", seeds=(2,), store=world["store"], data=data_folder, **FAST)
 
 
-def test_a_second_store_gives_the_same_tickets_and_scores_bit_for_bit(world: dict[str, Any], tmp_path: Path, data_folder: Path, tiny_folder: Path) -> None:
+def test_a_second_store_gives_the_same_tickets_and_scores_bit_for_bit(
+    world: dict[str, Any], tmp_path: Path, data_folder: Path, tiny_folder: Path
+) -> None:
     (ticket,) = find(str(tiny_folder), "sst2", seeds=(1,), store=tmp_path / "other", data=data_folder, **FAST)
     assert ticket.identity == world["tickets"][1].identity
     here, there = open_lab(tmp_path / "other"), open_lab(world["store"])
     for entry in here.store.entries():
-        for file in ("predictions.jsonl", "scores.jsonl", "weights/model.safetensors", "ticket/mask.safetensors", "ticket/ticket.json"):
+        for file in (
+            "predictions.jsonl",
+            "scores.jsonl",
+            "weights/model.safetensors",
+            "ticket/mask.safetensors",
+            "ticket/ticket.json",
+        ):
             ours, theirs = entry.folder / file, there.store.load(entry.key) / file  # type: ignore[operator]
             assert ours.exists() == theirs.exists()
             if ours.exists():
@@ -106,7 +116,9 @@ def test_controls_have_exactly_the_size_of_what_they_control(world: dict[str, An
         else:
             assert heads == min(good_heads, 8 - good_heads) and mlps == min(good_mlps, 2 - good_mlps)
             assert control.heads_shared_with_good == 0 and control.mlps_shared_with_good == 0
-        shared = sum(a and b for x, y in zip(control.heads, good[control.seed].heads, strict=True) for a, b in zip(x, y, strict=True))
+        shared = sum(
+            a and b for x, y in zip(control.heads, good[control.seed].heads, strict=True) for a, b in zip(x, y, strict=True)
+        )
         assert control.heads_shared_with_good == shared
 
 
@@ -216,7 +228,9 @@ def test_a_ticket_from_elsewhere_is_given_and_can_be_retrained(world: dict[str, 
     assert cell.inputs["dense"].key == world["planned"][0].dense.key, "the same dense model is planned from the ticket alone"
 
 
-def test_variants_of_one_task_are_never_averaged_together(world: dict[str, Any], data_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_variants_of_one_task_are_never_averaged_together(
+    world: dict[str, Any], data_folder: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     import shutil
 
     store = tmp_path / "store"
@@ -277,7 +291,9 @@ def test_own_seeds_set_one_of_the_four_alone() -> None:
         resolve({}, (7,), {"heads": 3})
 
 
-def test_a_full_model_at_or_below_majority_is_refused_and_the_other_rule_offered(tmp_path: Path, data_folder: Path, tiny_folder: Path) -> None:
+def test_a_full_model_at_or_below_majority_is_refused_and_the_other_rule_offered(
+    tmp_path: Path, data_folder: Path, tiny_folder: Path
+) -> None:
     untrained = FAST | {"epochs": 1, "learning_rate": 1e-12}
     with pytest.raises(SearchError, match="majority") as caught:
         find(str(tiny_folder), "sst2", store=tmp_path, data=data_folder, **untrained)

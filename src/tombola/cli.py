@@ -6,7 +6,6 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tombola.errors import SettingsError, TombolaError
-from tombola.study.cells import Reporter
+from tombola.terminal import (
+    Progress,
+    maybe,
+    megabytes,
+    print_json,
+    print_overlaps,
+    print_plan,
+    print_scores,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
-    from tombola.study.jobs import Found, Tested
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,9 +58,10 @@ def main() -> None:
     except TombolaError as error:
         print(f"tombola: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\ntombola: interrupted; the same command goes on from the last finished cell", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == 130:  # typer has caught the interrupt
+            print("tombola: interrupted; the same command goes on from the last finished cell", file=sys.stderr)
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------- verbs
@@ -61,7 +70,9 @@ def main() -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where results and page go.")] = Path("tombola-demo"),
-    task: Annotated[str, typer.Option(help="A generated task; the others need data.")] = "nli-overlap:train_rows=2000,report_rows=400,challenge_rows=300",
+    task: Annotated[
+        str, typer.Option(help="A generated task; the others need data.")
+    ] = "nli-overlap:train_rows=2000,report_rows=400,challenge_rows=300",
     seeds: Annotated[str, typer.Option(help="Run seeds, separated by commas.")] = "0,1",
 ) -> None:
     """The main job in a few minutes, offline: tickets of a real 6-layer BERT against their controls, and a page to look at."""
@@ -70,18 +81,18 @@ def demo(
 
     run_seeds = _numbers(seeds)
     settings = resolve(DEMO_SETTINGS, run_seeds)
-    with _lab(folder / "store", None) as lab:
-        found = plan_find(lab, "demo", task, settings, run_seeds)
-        cells = [cell for one in found for cell in one.cells]
-        for one in found:
-            tested = [plan_test(one.search, one.dense, retrain=True)]
-            tested += plan_controls(one.search, one.dense, DEMO_CONTROLS, 1, retrain=True)
-            cells += [cell for each in tested for cell in each.cells]
-        lab.run(cells)
-        _print_scores(lab, cells)
-        page = _page(lab, folder / "page.html")
-    _say(f"\nThe page: {page.resolve()}\nThe same command again takes seconds: every result is kept in {folder / 'store'}.")
-    _say("Next: tombola find --help, and README.md for your own model and task.")
+    lab = _open(folder / "store", None)
+    found = plan_find(lab, "demo", task, settings, run_seeds)
+    cells = [cell for one in found for cell in one.cells]
+    for one in found:
+        tested = [plan_test(one.search, one.dense, retrain=True)]
+        tested += plan_controls(one.search, one.dense, DEMO_CONTROLS, 1, retrain=True)
+        cells += [cell for each in tested for cell in each.cells]
+    lab.run(cells)
+    print_scores(lab, cells)
+    page = _page(lab, folder / "page.html")
+    say(f"\nThe page: {page.resolve()}\nThe same command again takes seconds: every result is kept in {folder / 'store'}.")
+    say("Next: tombola find --help, and README.md for your own model and task.")
 
 
 @app.command()
@@ -100,15 +111,15 @@ def inspect(
     scopes = {"heads": heads, "mlps": mlps, "heads+mlps": heads + mlps}
     if as_json:
         identity = {"model": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
-        _print_json(identity | said | {"maskable_values": scopes})
+        print_json(identity | said | {"maskable_values": scopes})
         return
-    _print_table(
+    print_table(
         f"{source.name}: {said['model_type']}, proved numerically",
         ("layers", "heads", "kv-heads", "d_head", "d_model", "d_ffn", "parameters*"),
         [[f"{said[name]:,}" for name in ("layers", "heads", "kv_heads", "d_head", "d_model", "d_ffn", "total_parameters")]],
     )
     shares = [(name, f"{n:,}", f"{n / said['total_parameters']:.3f}") for name, n in scopes.items()]
-    _print_table("maskable values", ("scope", "values", "share of all parameters*"), shares)
+    print_table("maskable values", ("scope", "values", "share of all parameters*"), shares)
     print("* with a 2-class head")
 
 
@@ -136,7 +147,7 @@ def find(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune MODEL on TASK, then find the smallest mask on the search's path that still holds the floor. One ticket a seed."""
-    from tombola.study.jobs import plan_find
+    from tombola.study.jobs import found_ticket, plan_find
     from tombola.study.settings import resolve
 
     given = {
@@ -147,22 +158,26 @@ def find(
     values, own = _split_seeds({name: value for name, value in given.items() if value is not None} | _assignments(setting))
     settings = resolve(values, run_seeds, own)
     targets = _targets(out, run_seeds)
-    with _lab(store, data) as lab:
-        planned = plan_find(lab, model, task, settings, run_seeds, method)
-        cells = [cell for found in planned for cell in found.cells]
-        if dry_run:
-            _print_plan(lab, cells, as_json)
-            return
-        lab.run(cells)
-        folders = _export(lab, planned, targets)
-        if as_json:
-            _print_json({"tickets": [_ticket_json(lab, one, folder) for one, folder in zip(planned, folders, strict=True)]})
-            return
-        _print_scores(lab, cells)
-        for one, folder in zip(planned, folders, strict=True):
-            _say(f"seed {one.seed}: ticket {one.search.key[:12]}" + (f" in {folder}" if folder else ""))
-        name = folders[0] if folders[0] else planned[0].search.key[:12]
-        _say(f"Next: tombola controls {name} --store {store}" + (f" --data {data}" if data else ""))
+    lab = _open(store, data)
+    planned = plan_find(lab, model, task, settings, run_seeds, method)
+    cells = [cell for found in planned for cell in found.cells]
+    if dry_run:
+        print_plan(lab, cells, as_json)
+        return
+    lab.run(cells)
+    for one, target in zip(planned, targets, strict=True):
+        if target is not None:
+            found_ticket(lab, one).save_pretrained(target)
+    if as_json:
+        said = [_ticket_json(lab, one.search, (one.dense, one.pruned)) for one in planned]
+        folders = [{"folder": None if target is None else str(target)} for target in targets]
+        print_json({"tickets": [one | where for one, where in zip(said, folders, strict=True)]})
+        return
+    print_scores(lab, cells)
+    for one, target in zip(planned, targets, strict=True):
+        say(f"seed {one.seed}: ticket {one.search.key[:12]}" + (f" in {target}" if target else ""))
+    name = targets[0] or planned[0].search.key[:12]
+    say(f"Next: tombola controls {name} --store {store}" + (f" --data {data}" if data else ""))
 
 
 @app.command()
@@ -179,22 +194,20 @@ def controls(
     """Draw control tickets of exactly the same size and score them beside the good one, with what they share with it."""
     from tombola.study.jobs import dense_of, plan_controls, plan_test, resolve_ticket
 
-    with _lab(store, data) as lab:
-        taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket)
-        planned = [plan_test(taken, dense, retrain=retrain)]
-        planned += plan_controls(
-            taken, dense, [kind.strip() for kind in kinds.split(",") if kind.strip()], draws, retrain=retrain
-        )
-        cells = [dense, *(cell for one in planned for cell in one.cells)]
-        if dry_run:
-            _print_plan(lab, cells, as_json)
-            return
-        lab.run(cells)
-        if as_json:
-            _print_json({"controls": [_control_json(lab, one) for one in planned]})
-            return
-        _print_scores(lab, cells)
-        _print_overlaps(lab, planned[1:])
+    lab = _open(store, data)
+    taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket)
+    planned = [plan_test(taken, dense, retrain=retrain)]
+    planned += plan_controls(taken, dense, [kind.strip() for kind in kinds.split(",") if kind.strip()], draws, retrain=retrain)
+    cells = [dense, *(cell for one in planned for cell in one.cells)]
+    if dry_run:
+        print_plan(lab, cells, as_json)
+        return
+    lab.run(cells)
+    if as_json:
+        print_json({"controls": [_ticket_json(lab, one.ticket, (one.pruned, one.retrained)) for one in planned]})
+        return
+    print_scores(lab, cells)
+    print_overlaps(lab, planned[1:])
 
 
 @app.command()
@@ -212,14 +225,14 @@ def retrain(
     from tombola.study.jobs import plan_retrain_on
 
     _refuse_filled(out)
-    with _lab(store, data) as lab:
-        cell = plan_retrain_on(lab, ticket, task, _assignments(setting))
-        folder = _run_one(lab, cell, dry_run, as_json)
-        if folder is not None and out is not None:
-            import shutil
+    lab = _open(store, data)
+    cell = plan_retrain_on(lab, ticket, task, _assignments(setting))
+    folder = _run_one(lab, cell, dry_run, as_json)
+    if folder is not None and out is not None:
+        import shutil
 
-            shutil.copytree(folder / "weights", out, dirs_exist_ok=True)
-            _say(f"weights in {out}")
+        shutil.copytree(folder / "weights", out, dirs_exist_ok=True)
+        say(f"weights in {out}")
 
 
 @app.command()
@@ -236,10 +249,10 @@ def evaluate(
     """Score a ticket's mask on given weights, nothing trained, beside the dense model and the majority line."""
     from tombola.study.jobs import plan_evaluate
 
-    with _lab(store, data) as lab:
-        _run_one(lab, plan_evaluate(lab, ticket, task, weights, _assignments(setting)), dry_run, as_json)
-        if not as_json and not dry_run:
-            _say(f"weights: {weights}")
+    lab = _open(store, data)
+    _run_one(lab, plan_evaluate(lab, ticket, task, weights, _assignments(setting)), dry_run, as_json)
+    if not as_json and not dry_run:
+        say(f"weights: {weights}")
 
 
 @app.command()
@@ -251,21 +264,21 @@ def compare(
     """Sizes of tickets, what they share, and what masks of these sizes would share by chance."""
     from tombola.study.jobs import compare as compare_tickets
 
-    with _lab(store, None) as lab:
-        said = compare_tickets(lab, tickets)
+    lab = _open(store, None)
+    said = compare_tickets(lab, tickets)
     if as_json:
-        _print_json(said)
+        print_json(said)
         return
     rows = [(t["ticket"], t["kind"], t["task"], f"{t['sparsity']:.3f}", str(t["kept"])) for t in said["tickets"]]
-    _print_table("tickets", ("ticket", "kind", "task", "sparsity", "kept"), rows)
+    print_table("tickets", ("ticket", "kind", "task", "sparsity", "kept"), rows)
     pairs = [
-        (p["a"], p["b"], p["part"], f"{p['shared']} of {p['size_a']} and {p['size_b']}", _maybe(p["expected_shared"], 1),
-         _maybe(p["jaccard"]), _maybe(p["p_at_least"]), p["note"])
+        (p["a"], p["b"], p["part"], f"{p['shared']} of {p['size_a']} and {p['size_b']}", maybe(p["expected_shared"], 1),
+         maybe(p["jaccard"]), maybe(p["p_at_least"]), p["note"])
         for p in said["pairs"]
     ]  # fmt: skip
-    _print_table("overlap", ("a", "b", "part", "shared", "by chance", "Jaccard", "p(≥ shared)", ""), pairs)
+    print_table("overlap", ("a", "b", "part", "shared", "by chance", "Jaccard", "p(≥ shared)", ""), pairs)
     for part, kappa in said["fleiss_kappa"].items():
-        print(f"Fleiss kappa, {part}: {_maybe(kappa['value'])} {kappa['note']}".rstrip())
+        print(f"Fleiss kappa, {part}: {maybe(kappa['value'])} {kappa['note']}".rstrip())
 
 
 @app.command()
@@ -279,11 +292,11 @@ def report(
     from tombola.report.build import latex_table, markdown_table
     from tombola.study.results import collect
 
-    with _lab(store, None, reads=True) as lab:
-        if markdown or latex:
-            print((markdown_table if markdown else latex_table)(collect(lab.store)))
-            return
-        _say(f"The page: {_page(lab, out).resolve()}")
+    lab = _open(store, None, reads=True)
+    if markdown or latex:
+        print((markdown_table if markdown else latex_table)(collect(lab.store)))
+        return
+    say(f"The page: {_page(lab, out).resolve()}")
 
 
 @store_app.command("ls")
@@ -292,32 +305,28 @@ def store_ls(store: Annotated[Path, typer.Argument()] = STORE, as_json: JsonOpti
     from tombola.study.cells import cell_of
     from tombola.study.steps import STEPS
 
-    with _lab(store, None, reads=True) as lab:
-        entries = sorted(lab.store.entries(), key=lambda entry: entry.finished)
-        if as_json:
-            _print_json(
-                [{"key": e.key, "cell": e.describe, "bytes": e.bytes, "finished": e.finished.isoformat()} for e in entries]
-            )
-            return
-        rows = [
-            (e.key[:12], STEPS[e.step].title(cell_of(e)), _megabytes(e.bytes), f"{e.finished:%Y-%m-%d %H:%M:%S}") for e in entries
-        ]
-        _print_table(f"{len(rows)} cells, {_megabytes(sum(e.bytes for e in entries))}", ("key", "cell", "size", "finished"), rows)
+    lab = _open(store, None, reads=True)
+    entries = sorted(lab.store.entries(), key=lambda entry: entry.finished)
+    if as_json:
+        print_json([{"key": e.key, "cell": e.describe, "bytes": e.bytes, "finished": e.finished.isoformat()} for e in entries])
+        return
+    rows = [(e.key[:12], STEPS[e.step].title(cell_of(e)), megabytes(e.bytes), f"{e.finished:%Y-%m-%d %H:%M:%S}") for e in entries]
+    print_table(f"{len(rows)} cells, {megabytes(sum(e.bytes for e in entries))}", ("key", "cell", "size", "finished"), rows)
 
 
 @store_app.command("verify")
 def store_verify(store: Annotated[Path, typer.Argument()] = STORE) -> None:
     """Hash every file again. Exit code 2 when something is not what it was; the next run computes it anew."""
-    with _lab(store, None, reads=True) as lab:
-        problems = lab.store.verify()
-        if problems:
-            shown = "\n            ".join(map(str, problems))
-            raise TombolaError(
-                f"{len(problems)} files of {store} are damaged",
-                got=shown,
-                next="give the command that made them again: damaged cells are moved aside and recomputed",
-            )
-        print(f"{sum(1 for _ in lab.store.entries())} cells, every file as it was written")
+    lab = _open(store, None, reads=True)
+    problems = lab.store.verify()
+    if problems:
+        shown = "\n            ".join(map(str, problems))
+        raise TombolaError(
+            f"{len(problems)} files of {store} are damaged",
+            got=shown,
+            next="give the command that made them again: damaged cells are moved aside and recomputed",
+        )
+    print(f"{sum(1 for _ in lab.store.entries())} cells, every file as it was written")
 
 
 @store_app.command("gc")
@@ -326,13 +335,13 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove what no command needs: attempts of dead processes, stale locks, damaged cells. Finished cells stay."""
-    with _lab(store, None, reads=True) as lab:
-        plan = lab.store.gc(dry_run=dry_run)
-        _print_table(
-            f"{'would free' if dry_run else 'freed'} {_megabytes(plan.bytes)}",
-            ("kind", "path", "size"),
-            [(one.kind, str(one.path), _megabytes(one.bytes)) for one in plan.garbage],
-        )
+    lab = _open(store, None, reads=True)
+    plan = lab.store.gc(dry_run=dry_run)
+    print_table(
+        f"{'would free' if dry_run else 'freed'} {megabytes(plan.bytes)}",
+        ("kind", "path", "size"),
+        [(one.kind, str(one.path), megabytes(one.bytes)) for one in plan.garbage],
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -389,82 +398,20 @@ def _refuse_filled(folder: Path | None, but: str = "") -> None:
         raise TombolaError(f"{folder} is not empty", expected="a new or empty folder", next="name another folder with --out")
 
 
-# -------------------------------------------------------------------------------------------------------------- writing
+def _open(store: Path, data: Path | None, *, reads: bool = False) -> "Lab":
+    """The lab of one verb: a store, the data, progress on stderr. A verb that only reads refuses a store that is not there."""
+    from tombola.store import Store
+    from tombola.study.cells import Lab
 
-
-class _Progress(Reporter):
-    """One line of overall progress with remaining time on a terminal; a line per cell elsewhere. Always on stderr."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
-        self._columns = (
-            TextColumn("[bold]{task.fields[at]}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
-        )  # fmt: skip
-        self.cells = self.at = 0
-        self.before = self.work = self.total = 0.0
-        self.started = time.monotonic()
-
-    def start(self, cells: int, work: float) -> None:
-        from rich.progress import Progress
-
-        self.cells, self.at, self.before, self.work, self.total = cells, 0, 0.0, 0.0, work
-        self.started = time.monotonic()
-        if self.console.is_terminal:
-            self._bar = Progress(*self._columns, console=self.console, speed_estimate_period=300.0, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=work, at=f"0/{cells}")
-
-    def cell(self, title: str, work: float) -> None:
-        self.before, self.work, self.at = self.before + self.work, work, self.at + 1
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.before, description=title, at=f"{self.at}/{self.cells}")
-        else:
-            spent = time.monotonic() - self.started
-            left = f", about {_duration(spent * (self.total / self.before - 1))} left" if self.before else ""
-            self.console.print(f"[{self.at}/{self.cells}] {title}{left}", markup=False, soft_wrap=True)
-
-    def share(self, done: float) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.before + done * self.work)
-
-    def say(self, message: str) -> None:
-        self.console.print(message, markup=False, soft_wrap=True)
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        self.console.print(f"{self.at} of {self.cells} cells computed in {_duration(time.monotonic() - self.started)}")
-
-
-class _lab:
-    """The lab of one verb: a store, the data, progress on stderr. Refuses a store that is not there when it only reads."""
-
-    def __init__(self, store: Path, data: Path | None, *, reads: bool = False) -> None:
-        self.store, self.data, self.reads = store, data, reads
-
-    def __enter__(self) -> "Lab":
-        from tombola.store import Store
-        from tombola.study.cells import Lab
-
-        _quiet()
-        if self.data is not None and not self.data.is_dir():
-            raise TombolaError(
-                "there is no such data folder", got=str(self.data), expected="a folder with <task>/<split>.jsonl.gz"
-            )
-        if self.reads and not self.store.is_dir():
-            raise TombolaError(
-                "there is no such store", got=str(self.store), expected="a folder of results", next="tombola find makes one"
-            )
-        progress = _Progress()
-        return Lab(Store(self.store, on_message=progress.say), self.data, progress)
-
-    def __exit__(self, *_: object) -> None: ...
+    _quiet()
+    if data is not None and not data.is_dir():
+        raise TombolaError("there is no such data folder", got=str(data), expected="a folder with <task>/<split>.jsonl.gz")
+    if reads and not store.is_dir():
+        raise TombolaError(
+            "there is no such store", got=str(store), expected="a folder of results", next="tombola find makes one"
+        )
+    progress = Progress()
+    return Lab(Store(store, on_message=progress.say), data, progress)
 
 
 def _quiet() -> None:
@@ -473,27 +420,6 @@ def _quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(str, row))
-    # A pipe has no width: do not cut what somebody wants to grep.
-    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _page(lab: "Lab", out: Path) -> Path:
@@ -506,150 +432,34 @@ def _page(lab: "Lab", out: Path) -> Path:
         raise TombolaError(f"{out} cannot be written", got=error.strerror, next="name another file with --out") from error
 
 
-def _maybe(value: float | None, decimals: int = 3) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"
-
-
-def _megabytes(n: int) -> str:
-    return f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-# ------------------------------------------------------------------------------------------------------- cells in print
-
-
 def _run_one(lab: "Lab", cell: "Cell", dry_run: bool, as_json: bool) -> Path | None:
     """Runs one cell and prints its scores; its folder, or None on a dry run."""
     from tombola.study.cells import read_rows
 
     if dry_run:
-        _print_plan(lab, [cell], as_json)
+        print_plan(lab, [cell], as_json)
         return None
     (folder,) = lab.run([cell])
     if as_json:
-        _print_json({"cell": cell.key, "scores": read_rows(folder / "scores.jsonl")})
+        print_json({"cell": cell.key, "scores": read_rows(folder / "scores.jsonl")})
     else:
-        _print_scores(lab, [cell])
+        print_scores(lab, [cell])
     return folder
 
 
-def _print_plan(lab: "Lab", cells: "Sequence[Cell]", as_json: bool) -> None:
-    """What is in the store, what would run, and about how long: row passes × the measured time of one."""
-    from tombola.study.jobs import seconds_per_row_pass
-    from tombola.study.steps import STEPS
-
-    missing = lab.missing(cells)
-    asked = {one.key for cell in cells for one in cell.needed()}
-    work = [STEPS[cell.step].work(cell) for cell in missing]
-    seconds = seconds_per_row_pass(lab, cells[0]) * sum(work) if missing else 0.0
-    if as_json:
-        planned = [{"key": c.key, "title": STEPS[c.step].title(c), "row_passes": w} for c, w in zip(missing, work, strict=True)]
-        _print_json({"asked": len(asked), "to_run": planned, "estimated_seconds": round(seconds, 1)})
-        return
-    rows = [(c.key[:12], STEPS[c.step].title(c), f"{w:,.0f}") for c, w in zip(missing, work, strict=True)]
-    _print_table(f"{len(missing)} of {len(asked)} cells to run", ("key", "cell", "row passes"), rows)
-    print(f"about {_duration(seconds)} on this machine, measured on a few rows; nothing was computed")
-
-
-def _print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
-    """One line for each kind × stage × split: mean over seeds of the mean over draws, with spread, n and majority line."""
-    from tombola import stats
-    from tombola.study.results import KINDS, STAGES, scores_of
-
-    rows = scores_of(lab, cells)
-    lines: dict[tuple[str, ...], list[Any]] = {}
-    for row in rows:
-        lines.setdefault((row.task, row.role, row.split, row.metric, row.kind, row.stage), []).append(row)
-    order = {"report": 0, "challenge": 1, "selection": 2}
-    table = []
-    for key, group in sorted(
-        lines.items(),
-        key=lambda item: (item[0][0], order[item[0][1]], item[0][3], KINDS.index(item[0][4]), STAGES.index(item[0][5])),
-    ):
-        task, _, split, metric, kind, stage = key
-        seeds = sorted({row.seed for row in group})
-        per_seed = [[row.value for row in group if row.seed == seed] for seed in seeds]
-        mean = stats.over_seeds([sum(values) / len(values) for values in per_seed])
-        flips = [row.agreement.flips / row.agreement.n for row in group if row.agreement is not None]
-        table.append(
-            (
-                task, split, metric, kind, "" if stage == "full" else stage, _maybe(mean.value), "" if mean.std is None else f"± {mean.std:.3f}",
-                f"{len(seeds)} × {max(map(len, per_seed))}", str(group[0].n), f"{group[0].majority:.3f}",
-                f"{sum(flips) / len(flips):.3f}" if flips else "",
-            )
-        )  # fmt: skip
-    columns = ("task", "split", "metric", "kind", "stage", "score", "std", "seeds × draws", "rows", "majority", "flips")
-    _print_table("scores (flips: share of rows answered otherwise than by the dense model)", columns, table)
-
-
-def _print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:
-    from tombola.ticket import Ticket
-
-    rows = []
-    for one in controlled:
-        ticket = Ticket.from_pretrained(lab.folder(one.ticket) / "ticket")
-        shared, kept = ticket.details["shared_with_good"], {name: n for name, (n, _) in ticket.mask.counts().items()}
-        rows.append(
-            (ticket.kind, ticket.details["draw"], *(f"{shared[part]} of {kept[part]}" for part in kept), f"{ticket.sparsity:.3f}")
-        )
-    _print_table("controls: heads and MLPs that the good ticket keeps too", ("kind", "draw", "heads", "mlps", "sparsity"), rows)
-
-
-def _export(lab: "Lab", planned: "Sequence[Found]", targets: Sequence[Path | None]) -> list[Path | None]:
-    """Writes the found tickets where they are asked for, with their scores on the report rows."""
-    from dataclasses import replace
-
+def _ticket_json(lab: "Lab", taken: "Cell | Given", scored: "Sequence[Cell | None]") -> dict[str, Any]:
     from tombola.study.cells import read_rows
-    from tombola.ticket import Ticket
+    from tombola.study.jobs import ticket_of
 
-    for one, target in zip(planned, targets, strict=True):
-        if target is None:
-            continue
-        ticket = Ticket.from_pretrained(lab.folder(one.search) / "ticket")
-        measured = [
-            {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
-            for what, cell in (("full", one.dense), ("pruned", one.pruned))
-            for row in read_rows(lab.folder(cell) / "scores.jsonl")
-            if row["role"] != "selection"
-        ]
-        replace(ticket, metrics=(*ticket.metrics, *measured)).save_pretrained(target)
-    return list(targets)
-
-
-def _ticket_json(lab: "Lab", one: "Found", folder: Path | None) -> dict[str, Any]:
-    from tombola.study.cells import read_rows
-    from tombola.ticket import Ticket
-
-    ticket = Ticket.from_pretrained(lab.folder(one.search) / "ticket")
+    ticket = ticket_of(lab, taken)
     return {
-        "seed": one.seed,
-        "cell": one.search.key,
-        "identity": ticket.identity,
-        "folder": None if folder is None else str(folder),
-        "kept": {name: kept for name, (kept, _) in ticket.mask.counts().items()},
-        "sparsity": ticket.sparsity,
-        "scores": [row for cell in (one.dense, one.pruned) for row in read_rows(lab.folder(cell) / "scores.jsonl")],
-    }
-
-
-def _control_json(lab: "Lab", one: "Tested") -> dict[str, Any]:
-    from tombola.study.cells import Cell, read_rows
-    from tombola.ticket import Ticket
-
-    folder = lab.folder(one.ticket)
-    ticket = Ticket.from_pretrained(folder / "ticket" if isinstance(one.ticket, Cell) else folder)
-    return {
+        "seed": ticket.seeds["run"],
         "kind": ticket.kind,
         "draw": ticket.details.get("draw", 0),
+        "cell": ticket.cell,
         "identity": ticket.identity,
         "kept": {name: kept for name, (kept, _) in ticket.mask.counts().items()},
         "shared_with_good": ticket.details.get("shared_with_good"),
         "sparsity": ticket.sparsity,
-        "scores": [
-            row for c in (one.pruned, one.retrained) if c is not None for row in read_rows(lab.folder(c) / "scores.jsonl")
-        ],
+        "scores": [row for cell in scored if cell is not None for row in read_rows(lab.folder(cell) / "scores.jsonl")],
     }

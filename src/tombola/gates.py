@@ -6,7 +6,7 @@ ignores `head_mask=` without a word; so gates are our own hooks, they refuse `he
 probe that a mask does what it says.
 """
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tombola.anatomy import Anatomy, Layout, probe_inputs, read_anatomy, same_anatomy
+from tombola.anatomy import Anatomy, Layout, evaluating, probe_inputs, read_anatomy, same_anatomy
 from tombola.errors import MaskError
 from tombola.mask import Mask
 from tombola.ticket import Ticket, load_weights, locate_weights
@@ -35,14 +35,13 @@ class Gates:
         self.model, self.anatomy = model, anatomy or read_anatomy(model)
         self._heads: list[Tensor | None] = [None] * self.anatomy.n_layers  # None = all open, and no work done
         self._mlps: list[Tensor | None] = [None] * self.anatomy.n_layers
-        self.mask = self.anatomy.full_mask()
+        self.set(self.anatomy.full_mask() if mask is None else mask)  # first: a mask that does not fit leaves no hooks
         self._handles = [model.register_forward_pre_hook(refuse_head_mask, with_kwargs=True)]
         for i, layer in enumerate(self.anatomy.layers):
             o, out = (model.get_submodule(p.path) for p in (layer.attention.o, layer.mlp.out))
-            self._handles.append(o.register_forward_pre_hook(self._gate_heads(i)))
-            self._handles.append(out.register_forward_hook(self._gate_mlp(i)))
-        if mask is not None:
-            self.set(mask)
+            # Partial methods and no closures: a deep copy of the model then takes a copy of its gates along.
+            self._handles.append(o.register_forward_pre_hook(partial(self._gate_heads, i)))
+            self._handles.append(out.register_forward_hook(partial(self._gate_mlp, i)))
 
     def set(self, mask: Mask) -> None:
         """From now on the model runs under `mask`. Raises: MaskError when it does not fit."""
@@ -77,28 +76,20 @@ class Gates:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.remove()
 
-    def _gate_heads(self, i: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        n_heads = self.anatomy.layers[i].attention.n_heads
+    def _gate_heads(self, i: int, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        gate = self._heads[i]
+        if gate is None:
+            return None
+        x = args[0].unflatten(-1, (self.anatomy.layers[i].attention.n_heads, -1))
+        # [head] for one mask; [batch, head] for gates per example, with the positions in between
+        gate = gate[:, None, :, None] if gate.ndim == 2 else gate[:, None]
+        return ((x * gate).flatten(-2), *args[1:])
 
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            gate = self._heads[i]
-            if gate is None:
-                return None
-            x = args[0].unflatten(-1, (n_heads, -1))
-            # [head] for one mask; [batch, head] for gates per example, with the positions in between
-            gate = gate[:, None, :, None] if gate.ndim == 2 else gate[:, None]
-            return ((x * gate).flatten(-2), *args[1:])
-
-        return hook
-
-    def _gate_mlp(self, i: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            gate = self._mlps[i]
-            if gate is None:
-                return None
-            return output * (gate[:, None, None] if gate.ndim == 1 else gate)
-
-        return hook
+    def _gate_mlp(self, i: int, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        gate = self._mlps[i]
+        if gate is None:
+            return None
+        return output * (gate[:, None, None] if gate.ndim == 1 else gate)
 
 
 def refuse_head_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -141,8 +132,9 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
     """Proves that `mask` removes what it says and that what it removes can be seen in the output.
 
     Rows of one batch are the experiments: row r feeds random values into the r-th layer's removed heads (or its removed
-    MLP), just before the gate. Under the mask every row must equal the untouched row 0 (nothing leaks through); with the
-    gates open every row must differ from it (the part is really used). Two forward passes.
+    MLP), just before the gate; what comes through the gate of a head meets random columns of o besides its own, which a
+    held mask has made zero. Under the mask every row must equal the untouched row 0 (nothing leaks through); with the gates
+    open every row must differ from it (the part is really used). Two forward passes.
 
     Raises: MaskError naming the layers where either fails. A mask that removes nothing is proved at once.
     """
@@ -155,29 +147,36 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
         return
     heads, generator = mask.heads, torch.Generator().manual_seed(2)
 
-    def inject(row: int, columns: Tensor | None) -> Any:
-        def spoil(x: Tensor) -> Tensor:
-            changed = x.clone()
-            noise = (10 * x.abs().amax() + 1) * torch.randn(x.shape[1:], generator=generator).to(x)
-            changed[row] = noise if columns is None else torch.where(columns.to(x.device), noise, changed[row])
-            return changed
+    def random_like(x: Tensor, *shape: int) -> Tensor:
+        return (10 * x.abs().amax() + 1) * torch.randn(shape, generator=generator).to(x)
 
-        if columns is None:
-            return lambda _, __, output: spoil(output)
-        return lambda _, args: (spoil(args[0]), *args[1:])
+    def feed(row: int, columns: Tensor, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0].clone()
+        x[row, :, columns] = random_like(x, *x[row, :, columns].shape)
+        return (x, *args[1:])
+
+    def show(row: int, columns: Tensor, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        through = args[0][row, :, columns]
+        output = output.clone()
+        output[row] += through @ random_like(output, through.shape[-1], output.shape[-1])
+        return output
+
+    def replace(row: int, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        output = output.clone()
+        output[row] = random_like(output, *output.shape[1:])
+        return output
 
     def outputs(under: Mask) -> Tensor:
         generator.manual_seed(2)
         handles = []
         for row, (unit, i) in enumerate(sites, start=1):
-            layer = anatomy.layers[i]
+            o, out = (model.get_submodule(p.path) for p in (anatomy.layers[i].attention.o, anatomy.layers[i].mlp.out))
             if unit == "heads":
-                columns = (~heads[i]).repeat_interleave(layer.attention.d_head)
-                o = model.get_submodule(layer.attention.o.path)
-                handles.append(o.register_forward_pre_hook(inject(row, columns), prepend=True))
+                columns = torch.nonzero((~heads[i]).repeat_interleave(anatomy.layers[i].attention.d_head)).flatten()
+                handles.append(o.register_forward_pre_hook(partial(feed, row, columns), prepend=True))
+                handles.append(o.register_forward_hook(partial(show, row, columns)))
             else:
-                out = model.get_submodule(layer.mlp.out.path)
-                handles.append(out.register_forward_hook(inject(row, None), prepend=True))
+                handles.append(out.register_forward_hook(partial(replace, row), prepend=True))
         try:
             with Gates(model, anatomy, under), torch.no_grad():
                 return first_tensor(model(**probe_inputs(model, batch=len(sites) + 1))).float().flatten(1)
@@ -185,12 +184,8 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
             for handle in handles:
                 handle.remove()
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         masked, opened = outputs(mask), outputs(anatomy.full_mask())
-    finally:
-        model.train(was_training)
     tolerance = 1e-4 * masked[0].abs().amax().clamp_min(1e-6)
     leaks = [s for s, row in zip(sites, masked[1:], strict=True) if (row - masked[0]).abs().amax() > tolerance]
     idle = [s for s, row in zip(sites, opened[1:], strict=True) if not (row - opened[0]).abs().amax() > tolerance]
@@ -207,7 +202,8 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
 def first_tensor(output: Any) -> Tensor:
     """The logits, or else the first tensor, of a transformers output."""
     logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else next(x for x in output.to_tuple() if isinstance(x, Tensor))
+    tensors = output if isinstance(output, tuple) else output.to_tuple()
+    return logits if isinstance(logits, Tensor) else next(x for x in tensors if isinstance(x, Tensor))
 
 
 def hold(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Gates:

@@ -39,15 +39,20 @@ class Mask:
 
     def __post_init__(self) -> None:
         ranks = {"heads": 2, "mlps": 1, "neurons": 2}
-        for name, part in self.parts().items():
-            rank = ranks.get(name, part.ndim)
-            if part.dtype != torch.bool or part.ndim != rank:
-                raise MaskError(
-                    f"mask part {name} is not a boolean tensor of rank {rank}",
-                    got=f"{part.dtype} of shape {tuple(part.shape)}",
-                    expected="torch.bool, True = kept",
-                    next="compare scores with a threshold, or use .bool()",
-                )
+        wrong = {
+            name: part
+            for name, part in self.parts().items()
+            if part.dtype != torch.bool or part.ndim != ranks.get(name, part.ndim)
+        }
+        if wrong:
+            raise MaskError(
+                f"mask parts are not boolean tensors of the right rank: {', '.join(wrong)}",
+                got="; ".join(f"{name}: {part.dtype} of shape {tuple(part.shape)}" for name, part in wrong.items()),
+                expected="torch.bool, True = kept; heads [layer, head], mlps [layer], neurons [layer, d_ffn], values any shape",
+                next="compare scores with a threshold, or use .bool()",
+            )
+        if taken := self.values.keys() & set(UNITS):
+            raise MaskError("a parameter has the name of a part", got=sorted(taken), expected=f"names other than {UNITS}")
         # A private copy: a mask may not change because the tensor it was made from does.
         for name in UNITS:
             part = getattr(self, name)
@@ -96,6 +101,10 @@ class Mask:
 
     def __hash__(self) -> int:
         return hash(tuple((name, part.numpy(force=True).tobytes()) for name, part in self.parts().items()))
+
+    def __reduce__(self) -> tuple[Callable[..., "Mask"], tuple[dict[str, Tensor]]]:
+        """How to copy it (`copy.deepcopy` of a model that holds it): a view of a mapping, as `values` is, has no copy."""
+        return _from_parts, (self.parts(),)
 
     def overlap(self, other: "Mask") -> dict[str, Overlap]:
         """What both keep, for every part that both have, beside what masks of these sizes share by chance.

@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.search import SEARCHES
 from tombola.search.controls import CONTROLS
-from tombola.study.cells import Cell, Given, Lab, cell_of
+from tombola.study.cells import Cell, Given, Lab, cell_of, read_rows
 from tombola.study.settings import PRESET, Settings, resolve
 from tombola.study.steps import STEPS, task_data
 from tombola.ticket import Ticket, fingerprint_folder, resolve_model
@@ -133,7 +133,19 @@ def find(
     lab = lab or open_lab(store, data)
     planned = plan_find(lab, model, task, resolved, seeds, method)
     lab.run([cell for found in planned for cell in found.cells])
-    return [Ticket.from_pretrained(lab.folder(found.search) / "ticket") for found in planned]
+    return [found_ticket(lab, found) for found in planned]
+
+
+def found_ticket(lab: Lab, found: Found) -> Ticket:
+    """The found ticket with its scores on the rows it was not chosen on, full and pruned, among its metrics."""
+    ticket = ticket_of(lab, found.search)
+    measured = [
+        {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
+        for what, cell in (("full", found.dense), ("pruned", found.pruned))
+        for row in read_rows(lab.folder(cell) / "scores.jsonl")
+        if row["role"] != "selection"
+    ]
+    return replace(ticket, metrics=(*ticket.metrics, *measured))
 
 
 def plan_retrain_on(lab: Lab, ticket: str, task: str | None, changes: Mapping[str, Any]) -> Cell:
@@ -223,9 +235,14 @@ def resolve_ticket(lab: Lab, name: str) -> Cell | Given:
     folder = _ticket_folder(lab, name)
     ticket = Ticket.from_pretrained(folder)
     cell = _stored(lab, ticket.cell)
-    if cell is not None and Ticket.from_pretrained(lab.folder(cell) / "ticket").identity == ticket.identity:
+    if cell is not None and ticket_of(lab, cell).identity == ticket.identity:
         return cell
     return Given(ticket.identity, folder, "ticket")
+
+
+def ticket_of(lab: Lab, taken: Cell | Given) -> Ticket:
+    """The ticket a finished search or control cell holds, or a given folder."""
+    return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
 
 
 def read_ticket(lab: Lab, name: str) -> Ticket:
@@ -246,9 +263,11 @@ def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str,
             pass
     if not {"train", "data"} <= ticket.settings.keys() or (task is None and ticket.task is None):
         raise TicketError(
-            "the ticket does not say how its model was trained", got=sorted(ticket.settings), expected="settings of train and data",
+            "the ticket does not say how its model was trained",
+            got=sorted(ticket.settings),
+            expected="settings of train and data",
             next="name the task, and make the ticket with `tombola find`",
-        )  # fmt: skip
+        )
     data = {name: value for name, value in ticket.settings["data"].items() if name not in ("task", "rows", "counts")}
     values = data | dict(ticket.settings["train"]) | dict(changes or {})
     resolved = resolve(values, (ticket.seeds["run"],))

@@ -354,8 +354,8 @@ def _write_scores(
             "dense_counts": {name: flips.dense_counts.get(i, 0) for i, name in enumerate(names)},
             "counts": {name: flips.counts.get(i, 0) for i, name in enumerate(names)},
         }  # fmt: skip
-        for metric in (data.task.metric, *data.task.extra_metrics):
-            rows.append(common | asdict(score(predictions[role], metric)) | {"agreement": said})
+        metrics = (data.task.metric, *data.task.extra_metrics)
+        rows += [common | asdict(score(predictions[role], metric)) | {"agreement": said} for metric in metrics]
         if set_.groups is not None:
             by_group = subgroup_scores(predictions[role], dict(zip(set_.ids, set_.groups, strict=True)))
             groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
@@ -437,7 +437,14 @@ def _title(cell: Cell) -> str:
         planned |= {name: one.settings[name] for name in ("seeds", "data") if name in one.settings}
     seeds, data = planned.get("seeds", {}), planned.get("data", {})
     return " · ".join(
-        x for x in (cell.step.replace("_", "-"), _about(cell), data.get("task", "").partition(":")[0], f"seed {seeds.get('run', '?')}") if x
+        x
+        for x in (
+            cell.step.replace("_", "-"),
+            _about(cell),
+            data.get("task", "").partition(":")[0],
+            f"seed {seeds.get('run', '?')}",
+        )
+        if x
     )
 
 
