@@ -8,6 +8,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads only wait for each other, and badly so on a shared machine
 
 import pytest
 import torch

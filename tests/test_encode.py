@@ -119,5 +119,8 @@ def test_batches_are_as_full_as_the_budget_allows() -> None:
 
 def test_batches_name_their_rows_and_carry_their_inputs() -> None:
     encoded = of_lengths(5, 2, 3)
-    found = [(rows.tolist(), inputs["input_ids"].shape, inputs["attention_mask"].sum(1).tolist()) for rows, inputs in batches(encoded, 6)]
+    found = [
+        (rows.tolist(), inputs["input_ids"].shape, inputs["attention_mask"].sum(1).tolist())
+        for rows, inputs in batches(encoded, 6)
+    ]
     assert found == [([1, 2], (2, 3), [2, 3]), ([0], (1, 5), [5])]

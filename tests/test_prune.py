@@ -1,6 +1,7 @@
 """Exact counts and ties by position, against a sort of (score, position) pairs in plain Python."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_masks_of_rising_sparsity_are_nested_also_under_ties() -> None:
     scores = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
     masks = [to_sparsity(scores, k / 8) for k in range(8)]
     assert [int(mask.sum()) for mask in masks] == [8, 7, 6, 5, 4, 3, 2, 1]
-    assert all(bool((larger | ~smaller).all()) for larger, smaller in zip(masks, masks[1:], strict=False))
+    assert all(bool((larger | ~smaller).all()) for larger, smaller in pairwise(masks))
 
 
 @pytest.mark.parametrize("sparsity", [-0.01, 1.0, 1.5, NAN])

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_batches_are_cut_where_rows_were_sorted() -> None:
     lengths = [random.Random(i).randint(1, 60) for i in range(50 * 4 + 3)]  # one pool of 50 batches of 4, and 3 rows over
     *batches, rest = cut(orders(lengths, 4, seed=1, epochs=1)[0], 4)
     spans = sorted((min(lengths[row] for row in batch), max(lengths[row] for row in batch)) for batch in batches)
-    assert all(high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
+    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
     assert len(rest) == 3
     starts = [min(lengths[row] for row in batch) for batch in batches]
     assert starts != sorted(starts)  # the batches themselves are shuffled
@@ -301,7 +302,9 @@ def learned(tiny_folder: Path) -> tuple[Any, Encoded, TrainLog]:
 
     def rows(n: int, seed: int) -> Encoded:
         said = sentiment_rows(n, seed)
-        return encode(tokenizer, Rows(tuple(map(str, range(n))), tuple((r["sentence"],) for r in said), tuple(r["label"] for r in said)), 32)
+        return encode(
+            tokenizer, Rows(tuple(map(str, range(n))), tuple((r["sentence"],) for r in said), tuple(r["label"] for r in said)), 32
+        )
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     model = load_weights(tiny_folder, ("negative", "positive"), head_seed=0)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
-from tombola.errors import FingerprintError, TicketError, TombolaError
+from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.stats import Overlap
 
@@ -101,7 +101,7 @@ def _hub_folder(name: str, revision: str | None) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise TombolaError(
             f"unknown model {name!r}",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            got=f"{type(error).__name__}: " + str(error).partition("\n")[0][:160],
             expected="demo, a local folder, or a Hub name that can be reached or is cached",
             next="check the spelling and the network; HF_HUB_OFFLINE=1 allows cached models only",
         ) from error
@@ -131,8 +131,11 @@ def fingerprint_folder(folder: Path) -> str:
                 _hash_tensor(digest, name, legacy[name])
             if not legacy:
                 raise TombolaError(f"no weights in {folder}", expected="*.safetensors")
-    except (SafetensorError, EOFError) as error:
-        raise TombolaError(f"the weights in {folder} are damaged", got=str(error), next="download or write them again") from error
+    except TombolaError:
+        raise
+    except Exception as error:  # a damaged file may make torch.load raise anything; it refuses pickles that run code
+        got = f"{type(error).__name__}: {error}"
+        raise TombolaError(f"the weights in {folder} are damaged", got=got, next="download or write them again") from error
     return digest.hexdigest()[:32]
 
 
@@ -204,15 +207,19 @@ class Ticket:
         return _read(folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
-        """Uploads the three files to the Hub repository `repo_id` and returns its address. Private unless told otherwise."""
+        """Uploads the three files to the Hub repository `repo_id` and returns its address. Private unless told otherwise.
+
+        Without the places of weights on this machine: they say nothing anywhere else.
+        """
         import tempfile
 
         from huggingface_hub import HfApi
 
         api = HfApi()
         url = api.create_repo(repo_id, private=private, exist_ok=True)
+        placeless = replace(self, base=replace(self.base, path=None), found_on=replace(self.found_on, path=None))
         with tempfile.TemporaryDirectory() as folder:
-            api.upload_folder(repo_id=repo_id, folder_path=str(self.save_pretrained(folder)))
+            api.upload_folder(repo_id=repo_id, folder_path=str(placeless.save_pretrained(folder)))
         return str(url)
 
     def _mask_bytes(self) -> bytes:
@@ -230,14 +237,19 @@ class Ticket:
             "shapes": {name: list(part.shape) for name, part in self.mask.parts().items()},
             "kept": {name: kept for name, (kept, _) in self.mask.counts().items()},
         }
-        plain: dict[str, Any] = json.loads(json.dumps(body, default=_plain, allow_nan=False))
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(body, default=_plain, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise TicketError(
+                "a ticket holds plain JSON only", got=error, expected="numbers that are finite, text, lists"
+            ) from error
         return plain
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"a ticket holds plain JSON only, not {type(value).__name__}")
+    raise TypeError(f"an object of type {type(value).__name__}")
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -247,18 +259,20 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
+_DAMAGED = "make the ticket again, or fetch it again from where it came"
+
+
 def _read(folder: Path) -> Ticket:
     file = folder / JSON_NAME
     if not file.is_file():
         found = sorted(p.name for p in folder.iterdir())[:8]
         raise TicketError(f"{folder} is not a ticket", got=found or "an empty folder", expected=JSON_NAME)
-    damaged = "make the ticket again, or fetch it again from where it came"
     try:
-        body = json.loads(file.read_text(encoding="utf-8"))
+        body = json.loads(file.read_bytes())
         version = body["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TicketError(f"{file} is damaged", got=f"{type(error).__name__}: {error}", expected="JSON", next=damaged) from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TicketError(f"{file} is damaged", got=f"{type(error).__name__}: {error}", expected="JSON", next=_DAMAGED) from error
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise TicketError(
             f"{file} is of a newer format than this tombola reads",
             got=version,
@@ -268,7 +282,7 @@ def _read(folder: Path) -> Ticket:
     try:
         if _digest(body) != body["digest"]:
             raise TicketError(
-                f"{file} was changed after it was written", got=_digest(body), expected=body["digest"], next=damaged
+                f"{file} was changed after it was written", got=_digest(body), expected=body["digest"], next=_DAMAGED
             )
         mask = _read_mask(folder / MASK_NAME, body["mask"])
         named = {name: body[name] for name in Ticket.__slots__ if name not in ("mask", "base", "found_on")}
@@ -277,27 +291,29 @@ def _read(folder: Path) -> Ticket:
         if found_on.path is not None:
             found_on = replace(found_on, path=str((folder / found_on.path).resolve()))
         return Ticket(mask=mask, base=Weights(**body["base"]), found_on=found_on, **named)
-    except (KeyError, TypeError) as error:
-        raise TicketError(f"{file} lacks a field", got=error, expected="see docs/ticket-format.md", next=damaged) from error
+    except (KeyError, TypeError, ValueError, AttributeError, MaskError, SafetensorError) as error:
+        raise TicketError(
+            f"{file} does not follow the format",
+            got=f"{type(error).__name__}: {error}",
+            expected="see docs/ticket-format.md",
+            next=_DAMAGED,
+        ) from error
 
 
 def _read_mask(file: Path, said: Mapping[str, Any]) -> Mask:
-    damaged = "make the ticket again, or fetch it again from where it came"
     if not file.is_file():
-        raise TicketError(f"{file} is missing", expected="the packed mask beside ticket.json", next=damaged)
+        raise TicketError(f"{file} is missing", expected="the packed mask beside ticket.json", next=_DAMAGED)
     content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != said["sha256"]:
         raise TicketError(
             f"{file} is truncated or was changed", got=f"sha256 {found[:12]}… ({len(content)} bytes)",
-            expected=f"sha256 {said['sha256'][:12]}…", next=damaged,
+            expected=f"sha256 {said['sha256'][:12]}…", next=_DAMAGED,
         )  # fmt: skip
-    with safe_open(file, framework="pt") as tensors:
-        packed = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
-    mask = Mask.unpack(packed, {name: tuple(shape) for name, shape in said["shapes"].items()})
+    mask = Mask.unpack(load(content), {name: tuple(shape) for name, shape in said["shapes"].items()})
     kept = {name: count for name, (count, _) in mask.counts().items()}
     if kept != said["kept"]:
-        raise TicketError(f"{file} does not keep what ticket.json says", got=kept, expected=said["kept"], next=damaged)
+        raise TicketError(f"{file} does not keep what ticket.json says", got=kept, expected=said["kept"], next=_DAMAGED)
     return mask
 
 
@@ -347,27 +363,23 @@ def _card(ticket: Ticket) -> str:
 def load_weights(source: Path, labels: tuple[str, ...], *, head_seed: int) -> "PreTrainedModel":
     """The model in a folder as a sequence classifier; a head it lacks is drawn from `head_seed`, and from nothing else.
 
-    The names of the classes go into the config, so that labels are joined by name wherever the model goes.
+    The names of the classes go into the config, so that labels are joined by name wherever the model goes; without any, the
+    config of the folder decides.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}} if labels else {}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # "newly initialized" is what we asked for
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                num_labels=max(len(labels), 1),
-                id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
-                dtype=torch.float32,
-            )
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **named)
         except (OSError, ValueError, RuntimeError) as error:
             raise TombolaError(
                 f"the model in {source} could not be loaded as a classifier of {len(labels)} classes",
-                got=str(error).splitlines()[0][:200],
+                got=str(error).partition("\n")[0][:200],
                 next="check that the folder was written by save_pretrained for this task",
             ) from error
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tombola.errors import StoreError
+from tombola.errors import StoreError, TombolaError
 from tombola.store import PROVENANCE, Entry, Store, fingerprint
 
 
@@ -124,8 +124,13 @@ class Lab:
             self.reporter.start(len(missing), sum(work))
             try:
                 for cell, cost in zip(missing, work, strict=True):
-                    self.reporter.cell(STEPS[cell.step].title(cell), cost)
-                    self._compute(cell)
+                    title = STEPS[cell.step].title(cell)
+                    self.reporter.cell(title, cost)
+                    try:
+                        self._compute(cell)
+                    except TombolaError:
+                        self.reporter.say(f"stopped at: {title}")
+                        raise
             finally:
                 self.reporter.end()
         return [self.folder(cell) for cell in cells]

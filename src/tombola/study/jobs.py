@@ -11,7 +11,8 @@ from typing import Any
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.search import SEARCHES
 from tombola.search.controls import CONTROLS
-from tombola.study.cells import Cell, Given, Lab, cell_of, read_rows
+from tombola.store import CELL
+from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.settings import PRESET, Settings, resolve
 from tombola.study.steps import STEPS, task_data
 from tombola.ticket import Ticket, fingerprint_folder, resolve_model
@@ -308,9 +309,8 @@ def _ticket_folder(lab: Lab, name: str) -> Path:
 
 
 def _stored(lab: Lab, key: str | None) -> Cell | None:
-    if key is None or lab.store.load(key) is None:
-        return None
-    return next(cell_of(entry) for entry in lab.store.entries() if entry.key == key)
+    folder = None if key is None else lab.store.load(key)
+    return None if folder is None else Cell.from_description(read_json(folder / CELL))
 
 
 def _common(lab: Lab, model: str, task: str, settings: Settings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ What a step may depend on stands in its cell: settings and inputs. The lab only 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +51,11 @@ class TaskData:
     report: Rows
     challenge: Rows | None
     leaked: int  # train rows dropped because a selection row has the same texts
+    selection_name: str = "selection"  # the report split's own name when the mask is chosen on its rows: the page says so
 
     def evaluated(self) -> dict[str, tuple[str, Rows]]:
         """Role → (name of the split, rows), for every set a model is scored on."""
-        sets = {"selection": ("selection", self.selection), "report": (self.task.splits["report"], self.report)}
+        sets = {"selection": (self.selection_name, self.selection), "report": (self.task.splits["report"], self.report)}
         if self.challenge is not None:
             sets["challenge"] = (self.task.splits["challenge"], self.challenge)
         return sets
@@ -90,9 +91,10 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
             max_selection=settings["selection_rows"],
         )
         leaked = len(shared_texts(full, selection)) - len(selection)
+        name = "selection"
         if settings["selection_split"] == "dev":
-            selection = report.take(range(min(len(report), settings["selection_rows"] or len(report))))
-        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked)
+            selection, name = report.take(range(min(len(report), settings["selection_rows"] or len(report)))), task.splits["report"]
+        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name)
     data: TaskData = lab.cache[known]
     return data
 
@@ -206,7 +208,7 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         found_on=Weights(
             f"{base['name']} fine-tuned on {data.task.name}",
             read_json(lab.folder(dense) / "train.json")["weights_fingerprint"],
-            path=f"../../{dense.key}/weights",
+            path=_from_ticket(lab, str(lab.folder(dense) / "weights")),
         ),
         anatomy=anatomy.summary(),
         kind="good",
@@ -252,7 +254,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     ticket = Ticket(
         mask=mask,
         base=good.base,
-        found_on=good.found_on,
+        found_on=replace(good.found_on, path=_from_ticket(lab, good.found_on.path)),
         anatomy=good.anatomy,
         kind=kind,
         scope=good.scope,
@@ -316,6 +318,14 @@ def _ticket(cell: Cell, lab: Lab) -> Ticket | None:
     if taken is None:
         return None
     return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
+
+
+def _from_ticket(lab: Lab, weights: str | None) -> str | None:
+    """A folder of weights as the ticket of a cell names it: inside the store relative, so that a store can be moved."""
+    cells = lab.store.root.resolve() / "cells"
+    if weights is None or not Path(weights).resolve().is_relative_to(cells):
+        return weights
+    return f"../../{Path(weights).resolve().relative_to(cells).as_posix()}"
 
 
 def _predict_all(cell: Cell, lab: Lab, data: TaskData, model: "PreTrainedModel") -> dict[str, Predictions]:

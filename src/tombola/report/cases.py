@@ -1,0 +1,241 @@
+"""Rows grouped into what the page compares: all of its numbers, and none of its text.
+
+Order of reading: `Case` (one task on one model), `Split` (its scores on some rows), `Group` (the scores of one kind of
+ticket there), `Comparison` (what the page is about: does it matter which parts are kept?), then numbers of tickets.
+A control has several draws in a seed: `per_seed` averages them within the seed before anything is averaged over seeds.
+The ground of the room: it imports no other file of it.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from statistics import fmean
+from typing import Literal
+
+from tombola.stats import Estimate, over_seeds, smallest_detectable_difference
+from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
+
+ROLES = ("report", "challenge", "selection")  # in the order of the page
+PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
+UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
+    "heads": lambda ticket: tuple(kept for layer in ticket.heads for kept in layer),
+    "MLPs": lambda ticket: ticket.mlps,
+}
+SEED_AND_DRAW = attrgetter("seed", "draw")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The scores of one kind at one stage on one split, by seed and draw."""
+
+    kind: str
+    stage: str
+    rows: tuple[ScoreRow, ...]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return per_seed((row.seed, row.value) for row in self.rows)
+
+    @property
+    def score(self) -> Estimate:
+        return over_seeds(list(self.by_seed.values()))
+
+    def minus(self, other: "Group") -> Estimate:
+        """The difference within each seed that both have."""
+        own, others = self.by_seed, other.by_seed
+        return over_seeds([own[seed] - others[seed] for seed in own if seed in others])
+
+    def within(self, seeds: Collection[int]) -> "Group":
+        return Group(self.kind, self.stage, tuple(row for row in self.rows if row.seed in seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """All groups of one task on one split by one metric, in the order of STAGES and KINDS."""
+
+    role: str
+    name: str
+    metric: str
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> tuple[ScoreRow, ...]:
+        return tuple(row for group in self.groups for row in group.rows)
+
+    @property
+    def majority(self) -> float:
+        return fmean(row.majority for row in self.rows)
+
+    def group(self, kind: str, stage: str) -> Group | None:
+        return next((group for group in self.groups if (group.kind, group.stage) == (kind, stage)), None)
+
+    @property
+    def dense(self) -> Group | None:
+        return self.group("full", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Good against random at one stage, over the seeds that have both, beside what the split could show."""
+
+    split: Split
+    stage: str
+    good: Group
+    random: Group
+    difference: Estimate  # good - random within each seed
+    detectable: float | None  # None: not known for this metric, or out of reach of these rows
+
+    @property
+    def rows_decide(self) -> bool:
+        """Whether a difference counts once the rows can show it; for other metrics the interval over seeds decides."""
+        return self.split.metric in PROPORTIONS
+
+    @property
+    def clear_over_seeds(self) -> bool | None:
+        """Whether the interval over seeds leaves out zero; None with one seed."""
+        low, high = self.difference.low, self.difference.high
+        return None if low is None or high is None else low > 0 or high < 0
+
+    @property
+    def ahead(self) -> Literal["good", "random", "neither"] | None:
+        """Who leads: "neither" where the difference is too small to tell, None where nothing can be said."""
+        difference, clear = self.difference.value, self.clear_over_seeds
+        if difference is not None and self.rows_decide:
+            clear = self.detectable is not None and abs(difference) >= self.detectable
+        if difference is None or clear is None:
+            return None
+        return ("good" if difference > 0 else "random") if clear else "neither"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of one task on one model."""
+
+    title: str
+    splits: tuple[Split, ...]  # in the order of ROLES
+    tickets: tuple[TicketRow, ...]
+
+    @property
+    def scores(self) -> tuple[ScoreRow, ...]:
+        return tuple(row for split in self.splits for row in split.rows)
+
+    @property
+    def report(self) -> Split | None:
+        """The split that the verdict is about."""
+        return next((split for split in self.splits if split.role == "report"), None)
+
+    @property
+    def reused(self) -> tuple[str, ...]:
+        """Splits that served both to choose the mask and to report."""
+        report, selection = ({split.name for split in self.splits if split.role == role} for role in ("report", "selection"))
+        return tuple(sorted(report & selection))
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Good against random on the report split, retrained before pruned; only stages that have both."""
+        found = (_compare(self.report, stage) for stage in ("retrained", "pruned")) if self.report else ()
+        return tuple(comparison for comparison in found if comparison)
+
+    @property
+    def kinds(self) -> dict[str, tuple[TicketRow, ...]]:
+        """Kind → its tickets by seed and draw, in the order of KINDS."""
+        found = sorted(dict.fromkeys(ticket.kind for ticket in self.tickets), key=lambda kind: _position(kind, KINDS))
+        tickets = sorted(self.tickets, key=SEED_AND_DRAW)
+        return {kind: tuple(ticket for ticket in tickets if ticket.kind == kind) for kind in found}
+
+    @property
+    def good(self) -> tuple[TicketRow, ...]:
+        return self.kinds.get("good", ())
+
+    @property
+    def controls(self) -> dict[str, tuple[TicketRow, ...]]:
+        return {kind: tickets for kind, tickets in self.kinds.items() if kind != "good"}
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Layers, heads in each, MLPs: one shape, unless tickets of different models were mixed."""
+        return tuple(dict.fromkeys((len(it.heads), len(it.heads[0]), len(it.mlps)) for it in self.tickets))
+
+
+def cases_of(results: Results) -> tuple[Case, ...]:
+    """A case for each task and model, in the order of their rows."""
+    rows = (*results.scores, *results.tickets)
+    several = len({row.model for row in rows}) > 1
+    return tuple(
+        Case(
+            f"{task} · {model}" if several else task,
+            _splits([row for row in results.scores if (row.model, row.task) == (model, task)]),
+            tuple(ticket for ticket in results.tickets if (ticket.model, ticket.task) == (model, task)),
+        )
+        for model, task in dict.fromkeys((row.model, row.task) for row in rows)
+    )
+
+
+def per_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Seed → mean over its draws, from (seed, value) of each draw."""
+    draws: dict[int, list[float]] = {}
+    for seed, value in values:
+        draws.setdefault(seed, []).append(value)
+    return {seed: fmean(found) for seed, found in draws.items()}
+
+
+def estimate(values: Iterable[tuple[int, float]]) -> Estimate:
+    """Mean over seeds, of the means over draws, from (seed, value) of each draw."""
+    return over_seeds(list(per_seed(values).values()))
+
+
+def size(tickets: Sequence[TicketRow], unit: str) -> Estimate:
+    """How many heads or MLPs the tickets keep."""
+    return estimate((ticket.seed, float(sum(UNITS[unit](ticket)))) for ticket in tickets)
+
+
+def keeps(ticket: TicketRow, layer: int, head: int | None) -> bool:
+    """Whether the ticket keeps this head; without a head, the MLP of the layer."""
+    return ticket.mlps[layer] if head is None else ticket.heads[layer][head]
+
+
+def survival(tickets: Sequence[TicketRow], layer: int, head: int | None) -> float:
+    """Share of seeds, and of draws within a seed, that keep this head or MLP, in [0, 1]."""
+    return fmean(per_seed((ticket.seed, float(keeps(ticket, layer, head))) for ticket in tickets).values())
+
+
+def importances(tickets: Sequence[TicketRow], layer: int, head: int | None) -> dict[int, float]:
+    """Seed → raw importance of this head or MLP, where a finite one is stored."""
+    found = {}
+    for ticket in tickets:
+        if head is not None and ticket.head_importance is not None:
+            found[ticket.seed] = ticket.head_importance[layer][head]
+        elif head is None and ticket.mlp_importance is not None:
+            found[ticket.seed] = ticket.mlp_importance[layer]
+    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+
+def _splits(scores: Sequence[ScoreRow]) -> tuple[Split, ...]:
+    found: dict[tuple[str, str, str], list[ScoreRow]] = {}
+    for row in sorted(scores, key=lambda row: _position(row.role, ROLES)):
+        found.setdefault((row.role, row.split, row.metric), []).append(row)
+    return tuple(Split(*key, _groups(rows)) for key, rows in found.items())
+
+
+def _groups(scores: Sequence[ScoreRow]) -> tuple[Group, ...]:
+    found: dict[tuple[str, str], list[ScoreRow]] = {}
+    for row in scores:
+        found.setdefault((row.kind, row.stage), []).append(row)
+    order = sorted(found, key=lambda key: (_position(key[1], STAGES), _position(key[0], KINDS)))
+    return tuple(Group(*key, tuple(sorted(found[key], key=SEED_AND_DRAW))) for key in order)
+
+
+def _compare(split: Split, stage: str) -> Comparison | None:
+    good, random = split.group("good", stage), split.group("random", stage)
+    if not good or not random or not (seeds := good.by_seed.keys() & random.by_seed.keys()):
+        return None
+    good, random = good.within(seeds), random.within(seeds)
+    mean, detectable = good.score.value, None
+    if split.metric in PROPORTIONS and mean is not None and 0 <= mean <= 1:
+        detectable = smallest_detectable_difference(mean, min(row.n for row in split.rows))
+    return Comparison(split, stage, good, random, good.minus(random), detectable)
+
+
+def _position(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)

@@ -1,0 +1,292 @@
+"""What the page shows of tickets: which parts survive, how the good one was found, how large they are, what they share.
+
+All of it takes a case whose tickets have one shape (see `Case.shapes`). Of this room it imports `words`, `cases`, `figures`
+and `layout`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, combinations
+from statistics import fmean
+from typing import TypeVar
+
+from tombola.report import figures
+from tombola.report.cases import UNITS, Case, estimate, importances, keeps, size, survival
+from tombola.report.layout import Figure, Part, Table
+from tombola.report.words import (
+    NONE,
+    component_name,
+    count,
+    draws,
+    kind_name,
+    number,
+    sample,
+    shape_name,
+    significant,
+    span,
+    spread,
+)
+from tombola.stats import ALPHA, Overlap, fleiss_kappa, overlap
+from tombola.study.results import TicketRow
+
+LARGE, SMALL = 348, 216  # width of a heat map, in pixels
+BY_CHANCE: Mapping[str, tuple[Callable[[Overlap], float | None], int]] = {  # column → value, decimals
+    "Shared by chance": (lambda it: it.expected_shared, 1),
+    "Ratio": (lambda it: it.ratio, 3),
+    "Jaccard": (lambda it: it.jaccard, 3),
+    "Jaccard by chance": (lambda it: it.expected_jaccard, 3),
+}
+
+Item = TypeVar("Item")
+
+
+# Survival and importance
+
+
+def survival_part(anchor: str, case: Case) -> Part:
+    maps = {kind: _survival_map(case, kind) for kind in case.kinds}
+    large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case.good)) if figure)
+    return Part(
+        anchor,
+        "Survival",
+        "Which heads and MLPs survive",
+        f"{shape_name(case.shapes[0])}; layers down and heads across, both counted from 0. "
+        "Shade is the share of seeds, and of draws within a seed, that keep a component; point at one for its numbers.",
+        figures=tuple(row for row in (large, tuple(maps.values())) if row),
+        fold="Survival in numbers",
+        folded=tuple(_survival_table(kind, tickets) for kind, tickets in case.kinds.items()),
+    )
+
+
+def _survival_map(case: Case, kind: str) -> Figure:
+    kinds, good = case.kinds, case.good
+    tickets = kinds[kind]
+
+    def cell(layer: int, head: int | None) -> figures.HeatCell:
+        share = survival(tickets, layer, head)
+        lines = [f"{component_name(layer, head)} · {kind_name(kind)}", f"survival {number(share)} ({sample(tickets)})"]
+        for seed in dict.fromkeys(ticket.seed for ticket in tickets):
+            votes = [keeps(ticket, layer, head) for ticket in tickets if ticket.seed == seed]
+            alone = "kept" if votes[0] else "removed"
+            lines.append(f"seed {seed}: {alone if len(votes) == 1 else f'kept in {sum(votes)} of {len(votes)} draws'}")
+        if raw := importances(good, layer, head):
+            lines.append(f"importance {significant(fmean(raw.values()))} (mean of {count(len(raw), 'seed')})")
+        return figures.HeatCell(share, "\n".join(lines))
+
+    return Figure(
+        f"Survival: {kind_name(kind)}",
+        figures.heat_map(
+            *_grid(tickets[0], cell),
+            css="survival",
+            width=LARGE if kind == "good" else SMALL,
+            label=f"Heat map of survival, {kind} tickets, {sample(tickets)}; the tables below have its numbers",
+        ),
+        sample(tickets),
+        ("survival", "kept in no seed", "in all") if kind == next(iter(kinds)) else None,
+        natural=True,
+    )
+
+
+def _importance_map(good: Sequence[TicketRow]) -> Figure | None:
+    stored = [ticket for ticket in good if ticket.head_importance is not None]
+    if not stored:
+        return None
+    heads, mlps = _grid(stored[0], lambda layer, head: importances(good, layer, head))
+    top_head, top_mlp = _largest(chain(*heads)), _largest(mlps)  # each has a scale of its own
+
+    def cell(layer: int, head: int | None) -> figures.HeatCell:
+        if not (raw := importances(good, layer, head)):
+            return figures.HeatCell(None, f"{component_name(layer, head)}\nno importance stored")
+        mean, top = fmean(raw.values()), top_mlp if head is None else top_head
+        title = [component_name(layer, head), f"importance {significant(mean)} (mean of {count(len(raw), 'seed')})"]
+        title += [f"seed {seed}: {significant(value)}" for seed, value in raw.items()]
+        title.append(f"survival in good {number(survival(good, layer, head))} ({sample(good)})")
+        return figures.HeatCell(mean / top if top > 0 else 0.0, "\n".join(title))
+
+    seeds = count(len(stored), "seed")
+    return Figure(
+        "Importance in the dense model",
+        figures.heat_map(
+            *_grid(stored[0], cell),
+            css="importance",
+            width=LARGE,
+            label=f"Heat map of importance, mean of {seeds}; point at a cell",
+        ),
+        f"mean of {seeds}; heads to {significant(top_head)}, MLPs (own scale) to {significant(top_mlp)}",
+        ("importance", "0", "largest"),
+        natural=True,
+    )
+
+
+def _largest(raw: Iterable[Mapping[int, float]]) -> float:
+    """The largest mean over seeds, at least 0."""
+    return max([0.0, *(fmean(values.values()) for values in raw if values)])
+
+
+def _survival_table(kind: str, tickets: Sequence[TicketRow]) -> Table:
+    heads, mlps = _grid(tickets[0], lambda layer, head: number(survival(tickets, layer, head)))
+    return Table(
+        f"Survival of {kind_name(kind)}, share of seeds ({sample(tickets)})",
+        ("Layer", *(f"H{head}" for head in range(len(heads[0]))), "MLP"),
+        tuple((str(layer), *row, mlp) for layer, (row, mlp) in enumerate(zip(heads, mlps, strict=True))),
+    )
+
+
+def _grid(ticket: TicketRow, cell: Callable[[int, int | None], Item]) -> tuple[list[list[Item]], list[Item]]:
+    """`cell(layer, head)` for every head, and `cell(layer, None)` for every MLP."""
+    heads = [[cell(layer, head) for head in range(len(row))] for layer, row in enumerate(ticket.heads)]
+    return heads, [cell(layer, None) for layer in range(len(ticket.mlps))]
+
+
+# Search
+
+
+def search_part(anchor: str, case: Case) -> Part | None:
+    charts = []
+    for ticket in case.good:
+        if ticket.path:
+            label = f"Search path of seed {ticket.seed}, {len(ticket.path)} trials"
+            rows = span(row.n for row in case.scores if row.role == "selection" and row.seed == ticket.seed)
+            caption = f"{count(len(ticket.path), 'trial')} on {f'{rows} ' if rows != NONE else ''}selection rows"
+            chart = figures.path_chart(_path_dots(ticket), ticket.floor_score, label=label)
+            charts.append(Figure(f"Seed {ticket.seed}", chart, caption))
+    if not charts:
+        return None
+    return Part(
+        anchor,
+        "Search",
+        "How the good ticket was found",
+        "The score after each trial; below it, the heads and MLPs left. Hollow trials fell under the floor and were rolled back.",
+        figures=(tuple(charts),),
+    )
+
+
+def _path_dots(ticket: TicketRow) -> list[figures.PathDot]:
+    dots = []
+    if ticket.full_score is not None:
+        heads, mlps = (len(of(ticket)) for of in UNITS.values())
+        title = f"dense model: {number(ticket.full_score)}\nall {heads} heads, all {mlps} MLPs"
+        dots.append(figures.PathDot(ticket.full_score, True, ticket.path[0].phase, heads, mlps, title))
+    for step in ticket.path:
+        title = f"trial {step.step}, {step.phase}: {number(step.score)}\n{step.heads_kept} heads, {step.mlps_kept} MLPs\n"
+        title += "kept" if step.passed else "below the floor, rolled back"
+        dots.append(figures.PathDot(step.score, step.passed, step.phase, step.heads_kept, step.mlps_kept, title))
+    return dots
+
+
+# Sizes
+
+
+def size_part(anchor: str, case: Case) -> Part:
+    of_all = (f"{unit[0].upper()}{unit[1:]} of {len(of(case.tickets[0]))}" for unit, of in UNITS.items())
+    table = Table(
+        "What the tickets keep, mean ± std over seeds",
+        ("Ticket", *of_all, "Share of body", "Share of all parameters", "Seeds", "Draws per seed"),
+        tuple(
+            (
+                kind_name(kind),
+                *(spread(size(tickets, unit), 1) for unit in UNITS),
+                spread(estimate((ticket.seed, ticket.body_share) for ticket in tickets)),
+                spread(estimate((ticket.seed, ticket.total_share) for ticket in tickets)),
+                str(len({ticket.seed for ticket in tickets})),
+                draws(tickets),
+            )
+            for kind, tickets in case.kinds.items()
+        ),
+        "Body: the values of all heads and MLPs. Shares are of parameters that survive, in [0, 1].",
+    )
+    return Part(anchor, "Sizes", "How large the tickets are", tables=(table,))
+
+
+# Overlap
+
+
+def overlap_part(anchor: str, case: Case) -> Part | None:
+    good = {ticket.seed: ticket for ticket in case.good}
+    controls = _control_table(case, good)
+    pairs = {
+        unit: {f"{a} and {b}": overlap(of(good[a]), of(good[b])) for a, b in combinations(good, 2)} for unit, of in UNITS.items()
+    }
+    tables = [table for table in (controls, _stability_table(good, pairs) if len(good) > 1 else None) if table]
+    if not tables:
+        return None
+    return Part(
+        anchor,
+        "Overlap",
+        "How much the tickets overlap",
+        "Controls against good, and good against itself over seeds, beside what random masks of these sizes would share.",
+        tables=tuple(tables),
+        fold="All pairs of seeds",
+        folded=(_pairs_table(pairs),) if len(good) > 1 else (),
+    )
+
+
+def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
+    """What each kind of control shares with good; None where no control has a good ticket of its seed."""
+    rows = []
+    for kind, every in case.controls.items():
+        tickets = [ticket for ticket in every if ticket.seed in good]
+        for unit, of in UNITS.items() if tickets else ():
+            found = [(ticket.seed, overlap(of(ticket), of(good[ticket.seed]))) for ticket in tickets]
+            shared = _mean(found, lambda it: float(it.shared), 1)
+            by_chance = (_mean(found, value, decimals) for value, decimals in BY_CHANCE.values())
+            seeds = str(len({seed for seed, _ in found}))
+            rows.append((kind_name(kind), unit, shared, *by_chance, seeds, draws(tickets)))
+    return (
+        Table(
+            "What controls share with the good ticket of their seed, mean ± std over seeds",
+            ("Ticket", "Unit", "Shared", *BY_CHANCE, "Seeds", "Draws per seed"),
+            tuple(rows),
+            "By chance: the mean for random masks of the same two sizes. One that shares most of good is hardly a control.",
+            stubs=2,
+        )
+        if rows
+        else None
+    )
+
+
+def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:
+    rows = []
+    for unit, of in UNITS.items():
+        found = list(enumerate(pairs[unit].values()))  # each pair by itself; they share seeds: a std would pretend more
+        shared = _mean(found, lambda it: float(it.shared), 1, std=False)
+        by_chance = (_mean(found, value, decimals, std=False) for value, decimals in BY_CHANCE.values())
+        known = [it.p_at_least for it in pairs[unit].values() if it.p_at_least is not None]
+        unlikely = f"{sum(p < ALPHA for p in known)} of {len(known)}"
+        kappa = fleiss_kappa([of(ticket) for ticket in good.values()]).value
+        rows.append((unit, shared, *by_chance, unlikely, "undefined" if kappa is None else number(kappa), str(len(good))))
+    return Table(
+        f"Good tickets of different seeds: mean over {count(len(pairs['heads']), 'pair')} of seeds",
+        ("Unit", "Shared", *BY_CHANCE, f"Pairs with p < {ALPHA}", "Fleiss kappa", "Seeds"),
+        tuple(rows),
+        "p: chance of sharing this much or more (hypergeometric). Kappa: 1 = one mask in all seeds, 0 = chance, below 0 = less.",
+    )
+
+
+def _pairs_table(pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:
+    return Table(
+        "Good tickets of two seeds",
+        ("Seeds", "Unit", "Shared", *BY_CHANCE, "p, this much or more", "Note"),
+        tuple(
+            (
+                seeds,
+                unit,
+                str(it.shared),
+                *(number(value(it), decimals) for value, decimals in BY_CHANCE.values()),
+                number(it.p_at_least),
+                it.note,
+            )
+            for unit, found in pairs.items()
+            for seeds, it in found.items()
+        ),
+        stubs=2,
+    )
+
+
+def _mean(found: Sequence[tuple[int, Overlap]], of: Callable[[Overlap], float | None], decimals: int, *, std: bool = True) -> str:
+    """Mean over the seeds where it is defined; how many are undefined stands beside it."""
+    values = [(seed, value) for seed, it in found if (value := of(it)) is not None]
+    if not values:
+        return "undefined"
+    lost = f" ({len(found) - len(values)} of {len(found)} undefined)" if len(values) < len(found) else ""
+    mean = estimate(values)
+    return (spread(mean, decimals) if std else number(mean.value, decimals)) + lost

@@ -1,0 +1,186 @@
+"""What the page shows of scores: for each split a chart, its numbers and the agreement with the dense model; and the tables
+that set several tasks side by side, on the page and in a paper. Of this room it imports `words`, `cases`, `figures` and `layout`.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from tombola.report import figures
+from tombola.report.cases import Case, Group, Split, estimate
+from tombola.report.layout import Figure, Part, Table
+from tombola.report.words import (
+    NONE,
+    draws,
+    group_name,
+    interval,
+    kind_name,
+    number,
+    rows_of,
+    sample,
+    span,
+    split_title,
+    spread,
+)
+from tombola.stats import Estimate
+from tombola.study.results import KINDS, Agreement
+
+LEADS = {  # role of a split → what its rows are
+    "report": "These rows had no part in choosing the mask.",
+    "challenge": "Rows of another distribution than the training data; they have no part in the verdict.",
+    "selection": "The mask was chosen on these rows: good looks better here than it is.",
+}
+SCORE_HEAD = ("Stage", "Ticket", "Score", "95 % interval", "Majority", "Seeds", "Draws per seed", "Rows")
+MAX_CLASSES = 6  # columns of the agreement table
+
+
+def score_part(anchor: str, case: Case, split: Split) -> Part:
+    title, dense = split_title(split), split.dense
+    reused = split.role == "report" and split.name in case.reused
+    scores = Table(
+        f"{title}: mean ± std over seeds",
+        (*SCORE_HEAD, "Minus dense"),
+        tuple(
+            (*_score_cells(group), spread(group.minus(dense), sign=True) if dense and group is not dense else NONE)
+            for group in split.groups
+        ),
+        "Draws of a control are averaged within their seed first. Minus dense: within each seed.",
+        stubs=2,
+    )
+    chart = _score_chart(split) if split.role != "selection" else None
+    agreement = [table for table in [_agreement_table(split)] if table]
+    unfolded = split.role == "report"
+    return Part(
+        anchor,
+        "Scores" if split.role == "report" else split.role.capitalize(),
+        f"Scores on {split.role} rows: {split.name}",
+        LEADS["selection"] if reused else LEADS.get(split.role, ""),
+        figures=((chart,),) if chart else (),
+        tables=(scores, *(agreement if unfolded else ())),
+        fold="Agreement with the dense model",
+        folded=() if unfolded else tuple(agreement),
+    )
+
+
+def glance_table(cases: Sequence[Case]) -> Table:
+    """Every comparison of several cases, a row each."""
+    ahead = {"good": "good", "random": "random", "neither": "too close", None: "unknown"}
+    return Table(
+        "Good against random on report rows: mean ± std over seeds",
+        ("Task", "Stage", "Good", "Random", "Difference", "Can be shown", "Ahead", "Metric, split", "Rows", "Sample"),
+        tuple(
+            (
+                case.title,
+                it.stage,
+                spread(it.good.score),
+                spread(it.random.score),
+                spread(it.difference, sign=True),
+                number(it.detectable),
+                ahead[it.ahead],
+                f"{it.split.metric}, {it.split.name}",
+                rows_of(it.split),
+                sample(it.random.rows),
+            )
+            for case in cases
+            for it in case.comparisons
+        ),
+        "Difference: good minus random within each seed. Can be shown: see “How to read the numbers”.",
+        stubs=2,
+    )
+
+
+def flat_table(cases: Sequence[Case], role: str) -> Table:
+    """The scores of all cases on the splits of one role, for a paper; no rows if there are none."""
+    return Table(
+        f"Scores on {role} rows",
+        ("Task", "Split", "Metric", *SCORE_HEAD),
+        tuple(
+            (case.title, f"{split.name} ({role})", split.metric, *_score_cells(group))
+            for case in cases
+            for split in case.splits
+            if split.role == role
+            for group in split.groups
+        ),
+        stubs=5,
+    )
+
+
+def _score_cells(group: Group) -> tuple[str, ...]:
+    score = group.score
+    return (
+        group.stage,
+        kind_name(group.kind),
+        spread(score),
+        interval(score),
+        number(fmean(row.majority for row in group.rows)),
+        str(score.n_seeds),
+        draws(group.rows),
+        span(row.n for row in group.rows),
+    )
+
+
+def _score_chart(split: Split) -> Figure | None:
+    title, dense = split_title(split), split.dense
+    lines = [figures.Line("majority", f"majority {number(split.majority)}", split.majority)]
+    if dense and (score := dense.score.value) is not None:
+        lines.append(figures.Line("line-full", f"dense {number(score)}", score))
+    svg = figures.dot_chart(
+        [_dot_row(group) for group in split.groups], lines, label=f"Dot chart of {title}; the table has its numbers"
+    )
+    caption = f"{title}. Large dots: seeds. Small dots: draws of a control. Bar: mean over seeds; line: one std to each side."
+    return Figure("", svg, caption) if svg else None
+
+
+def _dot_row(group: Group) -> figures.DotRow:
+    dots = []
+    for seed, mean in group.by_seed.items():
+        rows = group.within([seed]).rows
+        each = f"\nmean of {len(rows)} draws: {', '.join(number(row.value) for row in rows)}" if len(rows) > 1 else ""
+        title = f"{group_name(group)}\nseed {seed}: {number(mean)}{each}\n{rows[0].split}, {span(row.n for row in rows)} rows"
+        dots.append(figures.Dot(mean, tuple(row.value for row in rows), title))
+    heading = {"pruned": "Pruned, not trained again", "retrained": "Retrained from the base"}.get(group.stage, "")
+    css = group.kind if group.kind in KINDS else "other"
+    score = group.score
+    text = f"{spread(score)} · {sample(group.rows)}"
+    return figures.DotRow(heading, kind_name(group.kind), css, text, score.value, score.std, tuple(dots))
+
+
+def _agreement_table(split: Split) -> Table | None:
+    known = [
+        (group, [(row.seed, row.agreement) for row in group.rows if row.agreement and row.agreement.n]) for group in split.groups
+    ]
+    groups = [(group, pairs) for group, pairs in known if pairs]
+    if not groups:
+        return None
+
+    def over(pairs: list[tuple[int, Agreement]], of: Callable[[Agreement], float]) -> Estimate:
+        return estimate((seed, of(it) / it.n) for seed, it in pairs)
+
+    def change(pairs: list[tuple[int, Agreement]], name: str) -> Estimate:
+        return over(pairs, lambda it: it.counts.get(name, 0) - it.dense_counts.get(name, 0))
+
+    names = list(dict.fromkeys(name for _, pairs in groups for _, it in pairs for name in (*it.dense_counts, *it.counts)))
+    largest = sorted(names, key=lambda name: -max(abs(change(pairs, name).value or 0) for _, pairs in groups))[:MAX_CLASSES]
+    shown = [name for name in names if name in largest]
+    cut = f" The {len(shown)} of {len(names)} classes that change most." if len(shown) < len(names) else ""
+    classes = (f"Δ {name}" for name in shown)
+    return Table(
+        f"{split_title(split)}: how the predictions differ from those of the dense model of the same seed",
+        ("Stage", "Ticket", "Rows that flip", "Lost", "Gained", *classes, "Seeds", "Draws per seed", "Rows"),
+        tuple(
+            (
+                group.stage,
+                kind_name(group.kind),
+                spread(over(pairs, lambda it: it.flips)),
+                spread(over(pairs, lambda it: it.lost)),
+                spread(over(pairs, lambda it: it.gained)),
+                *(spread(change(pairs, name), sign=True) for name in shown),
+                str(len({seed for seed, _ in pairs})),
+                draws(group.rows),
+                span(it.n for _, it in pairs),
+            )
+            for group, pairs in groups
+        ),
+        "As shares of all rows, mean ± std over seeds. Lost: right in the dense model, wrong here; gained: the other way round. "
+        f"Δ: share of rows given this class, minus that of the dense model.{cut}",
+        stubs=2,
+    )

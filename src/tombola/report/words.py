@@ -1,0 +1,281 @@
+"""What the page says: its verdict and its warnings in sentences, and how it writes numbers, samples and names.
+
+Order of reading: `verdict`, `case_verdict` and `warnings`, then the small words, which the parts of the page use too.
+Of this room it imports `cases` alone.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from operator import and_
+
+from tombola.report.cases import UNITS, Case, Comparison, Group, Split, per_seed, size
+from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
+from tombola.study.results import ScoreRow, TicketRow
+
+NONE, GLUE = "—", "\N{NO-BREAK SPACE}"
+
+Rows = Sequence[ScoreRow | TicketRow]
+
+
+def verdict(cases: Sequence[Case]) -> str:
+    """Whether it matters which parts are kept: in full for one case, counted by outcome for several."""
+    if len(cases) == 1:
+        return case_verdict(cases[0])
+    compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
+    outcomes = Counter(comparison.ahead for _, comparison in compared)
+    words = {
+        "good": "good tickets are ahead of random ones by more than chance in rows or seeds explains",
+        "random": "random tickets are ahead of good ones by more than chance in rows or seeds explains",
+        "neither": "the difference between good and random tickets is smaller than rows or seeds can show",
+        None: "good and random tickets cannot be compared",
+    }
+    said = [f"In {outcomes[ahead]} of {count(len(compared), 'task')} {text}." for ahead, text in words.items() if outcomes[ahead]]
+    if len(compared) <= 3:  # more are better read in the table
+        said += [
+            f"{title}, {it.stage}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
+            f"({it.split.metric} on {it.split.name}, {rows_of(it.split)} rows, {sample(it.random.rows)})."
+            for title, it in compared
+        ]
+    return " ".join(said)
+
+
+def case_verdict(case: Case) -> str:
+    """The comparisons of one case, and what they are to be held against."""
+    comparisons = case.comparisons
+    if not comparisons:
+        missing = "good and random tickets of the same seeds" if case.report else "scores on report rows"
+        return f"There is no verdict: it needs {missing}."
+    split, dense = comparisons[0].split, comparisons[0].split.dense
+    sentences = [_sentence(comparison) for comparison in comparisons]
+    beside = f" and the dense model {spread(dense.score)} ({sample(dense.rows)})" if dense else ""
+    sentences.append(f"Always answering the most frequent class scores {number(split.majority)}{beside} on the same rows.")
+    if (score := comparisons[0].good.score.value) is not None and score <= split.majority:
+        sentences.append("Good does not beat the most frequent class, so being ahead or behind means little.")
+    if good := case.good:
+        kept = [f"{spread(size(good, unit), 1)} of {span(len(of(it)) for it in good)} {unit}" for unit, of in UNITS.items()]
+        sentences.append(f"Good keeps {listed(kept)} ({sample(good)}).")
+    return " ".join(sentences)
+
+
+def warnings(said: Sequence[str], cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
+    """Task or tasks → what is doubtful there: first what the cells said themselves, then what their rows show."""
+    everywhere = list(said)
+    if len({shape for case in cases for shape in case.shapes}) > 1:
+        sizes = listed([f"{case.title} has {shape_name(shape)}" for case in cases for shape in case.shapes])
+        everywhere.append(f"Models of different sizes are on this page ({sizes}): compare scores and sizes within a task only.")
+    titles: dict[str, list[str]] = {}
+    for case in cases:
+        for text in (*_score_warnings(case), *_ticket_warnings(case)):
+            titles.setdefault(text, []).append(case.title)
+    found: dict[str, tuple[str, ...]] = {"": tuple(everywhere)} if everywhere else {}
+    for text, where in titles.items():
+        heading = listed(where) if len(cases) > 1 else ""
+        found[heading] = (*found.get(heading, ()), text)
+    return found
+
+
+def _sentence(it: Comparison) -> str:
+    stage, rows = it.stage.capitalize(), f"{rows_of(it.split)} rows"
+    if it.difference.value is None:
+        return f"{stage}, good and random cannot be compared: {it.difference.note}."
+    seeds = f"95 % interval over seeds {interval(it.difference)}"
+    if it.rows_decide and it.detectable is None:
+        outcome = f"says nothing, as {rows} can show no difference at all"
+    elif it.rows_decide and it.ahead == "neither":
+        outcome = f"is smaller than the {number(it.detectable)} that {rows} can show"
+    elif it.rows_decide:
+        holds = {
+            True: f"and over seeds ({seeds})",
+            False: f"but another seed might turn it ({seeds})",
+            None: "in the one seed",
+        }
+        larger = f"is larger than the {number(it.detectable)} that {rows} can show"
+        outcome = f"{larger}: {it.ahead} is ahead on these rows, {holds[it.clear_over_seeds]}"
+    elif it.ahead is None:
+        outcome = "comes from one seed, and what these rows can show is not known for this metric"
+    elif it.ahead == "neither":
+        outcome = f"may as well be zero ({seeds})"
+    else:
+        outcome = f"is not zero ({seeds}): {it.ahead} is ahead"
+    return (
+        f"{stage}, the good ticket scores {number(it.good.score.value)} and its random controls {number(it.random.score.value)} "
+        f"({it.split.metric} on {it.split.name}, {rows}, {sample(it.random.rows)}): "
+        f"the difference of {number(it.difference.value)} {outcome}."
+    )
+
+
+def _score_warnings(case: Case) -> Iterator[str]:
+    if case.reused:
+        yield f"The mask was chosen on the rows it is reported on ({listed(case.reused)}), so good looks better than it is."
+    for split in case.splits:
+        yield from _split_warnings(split)
+    for it in case.comparisons:
+        if it.ahead == "neither":
+            rows = f"{rows_of(it.split)} {it.split.name} rows"
+            limit = f"smaller than the {number(it.detectable)} that {rows} can show"
+            if not it.rows_decide:
+                limit = f"zero lies in its 95 % interval over seeds, {interval(it.difference)}"
+            elif it.detectable is None:
+                limit = f"{rows} can show no difference at all"
+            difference = number(it.difference.value, sign=True)
+            yield f"{it.stage.capitalize()}, good minus random is {difference} ({sample(it.random.rows)}): {limit}."
+    scores = case.scores
+    seeds = len({row.seed for row in scores})
+    if seeds and (p := smallest_two_sided_p(seeds)) >= ALPHA:
+        yield (
+            f"{count(seeds, 'seed')} cannot give p < {ALPHA} in a paired sign-flip or Wilcoxon test: the smallest two-sided p "
+            f"is {number(p)} whatever the scores. It takes 6 seeds."
+        )
+    keys = Counter((row.seed, row.kind, row.stage, row.draw, row.split, row.role, row.metric) for row in scores)
+    if repeated := sum(times > 1 for times in keys.values()):
+        yield f"{count(repeated, 'score')} came more than once for one seed and draw: the means mix different settings."
+
+
+def _split_warnings(split: Split) -> Iterator[str]:
+    title = split_title(split)
+    if len({row.n for row in split.rows}) > 1:
+        yield f"{title}: the scores were not measured on the same number of rows."
+    if broken := [group_name(group) for group in split.groups if group.score.value is None]:
+        yield f"{title}: no mean where a seed has no finite score ({listed(broken)})."
+    majority = per_seed((row.seed, row.majority) for row in split.rows)
+    below = [
+        (group_name(group), [seed for seed, value in group.by_seed.items() if value <= majority[seed]]) for group in split.groups
+    ]
+    if which := "; ".join(f"{name} ({_of_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
+        if all(len(seeds) == len(majority) for _, seeds in below):
+            which = "every model in every seed"
+        yield f"{title}: at or below the majority line of {number(split.majority)}: {which}."
+
+
+def _ticket_warnings(case: Case) -> Iterator[str]:
+    if len(case.shapes) > 1:
+        shapes = listed([shape_name(shape) for shape in case.shapes])
+        yield f"Tickets of models of different sizes ({shapes}): their maps, sizes and overlaps are not shown."
+        return
+    for what in ("nothing", "no heads", "no MLPs", "everything"):
+        if found := [ticket_name(ticket) for ticket in case.tickets if _extreme(ticket) == what]:
+            yield f"A mask that keeps {what}: {listed(found)}."
+    good = {ticket.seed: ticket for ticket in case.good}
+    for kind, tickets in case.controls.items():
+        pairs = [(ticket, good[ticket.seed]) for ticket in tickets if ticket.seed in good]
+        if uneven := sum(any(sum(of(a)) != sum(of(b)) for of in UNITS.values()) for a, b in pairs):
+            yield f"{uneven} of {len(pairs)} {kind} controls differ from good in size: that comparison is not one of equals."
+        for ticket, its in pairs:
+            for unit, stored in (("heads", ticket.heads_shared_with_good), ("MLPs", ticket.mlps_shared_with_good)):
+                shared = sum(map(and_, UNITS[unit](ticket), UNITS[unit](its)))
+                if stored not in (None, shared):
+                    yield f"{ticket_name(ticket)} shares {shared} {unit} with good, stored as {stored}: two studies are mixed."
+    undefined: dict[str, list[str]] = {}
+    for unit, of in UNITS.items():
+        kappa = fleiss_kappa([of(ticket) for ticket in good.values()])
+        if good and kappa.value is None:
+            undefined.setdefault(kappa.note, []).append(unit)
+    for why, units in undefined.items():
+        yield f"Fleiss kappa over the seeds of good is undefined for {listed(units)}: {why}."
+
+
+def _extreme(ticket: TicketRow) -> str | None:
+    """What a mask keeps, where that is all or nothing."""
+    heads, mlps = (of(ticket) for of in UNITS.values())
+    if all(heads + mlps):
+        return "everything"
+    if not any(heads + mlps):
+        return "nothing"
+    return "no heads" if not any(heads) else "no MLPs" if not any(mlps) else None
+
+
+# Numbers
+
+
+def number(value: float | None, decimals: int = 3, *, sign: bool = False) -> str:
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = text.lstrip("+-")  # no minus zero
+    return text.replace("-", "−")
+
+
+def significant(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def spread(estimate: Estimate, decimals: int = 3, *, sign: bool = False) -> str:
+    """Mean ± std over seeds."""
+    text = number(estimate.value, decimals, sign=sign)
+    return text if estimate.std is None else f"{text}{GLUE}±{GLUE}{number(estimate.std, decimals)}"
+
+
+def interval(estimate: Estimate) -> str:
+    if estimate.low is None:
+        return NONE
+    return "seeds equal" if estimate.std == 0 else f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n}{GLUE}{noun}" if n == 1 else f"{n}{GLUE}{noun}s"
+
+
+def span(values: Iterable[int]) -> str:
+    """One number, or the two ends where they differ."""
+    found = sorted(set(values))
+    return "–".join(str(value) for value in dict.fromkeys((found[0], found[-1]))) if found else NONE
+
+
+def listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+# Samples
+
+
+def sample(rows: Rows) -> str:
+    """The sample behind a number, as in "3 seeds × 4 draws"."""
+    seeds = count(len({row.seed for row in rows}), "seed")
+    each = draws(rows)
+    return seeds if each == "1" else f"{seeds} × {each}{GLUE}draws"
+
+
+def draws(rows: Rows) -> str:
+    """Draws per seed."""
+    return span(Counter(row.seed for row in rows).values())
+
+
+def rows_of(split: Split) -> str:
+    return span(row.n for row in split.rows)
+
+
+def _of_seeds(seeds: Sequence[int], n: int) -> str:
+    """Which of n seeds."""
+    if n > 1 and len(seeds) == n:
+        return "both seeds" if n == 2 else f"all {count(n, 'seed')}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {listed([str(seed) for seed in seeds])}"
+
+
+# Names
+
+
+def kind_name(kind: str) -> str:
+    return "full (dense)" if kind == "full" else kind
+
+
+def group_name(group: Group) -> str:
+    return "dense" if group.kind == "full" else f"{group.stage} {group.kind}"
+
+
+def ticket_name(ticket: TicketRow) -> str:
+    return f"{ticket.kind} of seed {ticket.seed}" + ("" if ticket.kind == "good" else f", draw {ticket.draw}")
+
+
+def component_name(layer: int, head: int | None) -> str:
+    return f"layer {layer} · MLP" if head is None else f"layer {layer} · head {head}"
+
+
+def shape_name(shape: tuple[int, int, int]) -> str:
+    layers, heads, mlps = shape
+    return f"{count(layers, 'layer')} × {heads} heads, {count(mlps, 'MLP')}"
+
+
+def split_title(split: Split) -> str:
+    return f"{split.metric[:1].upper()}{split.metric[1:]} on {split.name} ({split.role} rows, n = {rows_of(split)})"
