@@ -18,6 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from tombola.anatomy import Anatomy, read_anatomy
+from tombola.evaluate import score_and_gradients
+from tombola.gates import Gates
+from tombola.mask import Mask
+from tombola.scores import GateGradients, Importance, sensitivity
+from tombola.search.structured import SPruneSettings, Trial, s_prune
+from tombola.tasks import get_task, load_rows
+from tombola.tasks.encode import Encoded, by_length, collate, encode
+from tombola.ticket import load_weights, resolve_model
+from tombola.train import RunSeeds, TrainSettings, fine_tune
 from ways import (
     SCORE_BATCH,
     TRAIN_BATCH,
@@ -34,17 +45,6 @@ from ways import (
     training_step,
 )
 from work import Backward, Work, counted, total, work
-
-from tombola.anatomy import Anatomy, read_anatomy
-from tombola.evaluate import score_and_gradients
-from tombola.gates import Gates
-from tombola.mask import Mask
-from tombola.scores import GateGradients, Importance, sensitivity
-from tombola.search.structured import SPruneSettings, Trial, s_prune
-from tombola.tasks import get_task, load_rows
-from tombola.tasks.encode import Encoded, by_length, collate, encode
-from tombola.ticket import load_weights, resolve_model
-from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,7 +184,7 @@ def check_formula(setup: Setup) -> dict[str, float]:
         "weights": lambda: bertology(model, anatomy, mask, [batch]),
         "weights, dropout": lambda: training_step(model, no_change, batch),
     }
-    missed = {}
+    missed: dict[str, float] = {}
     for backward, run in passes.items():
         with watched(model) as seen:
             bare, whole = counted(run)

@@ -80,16 +80,16 @@ def run(options: Options) -> dict[str, Any]:
     """Runs the benchmarks and prints a line a way as they come. Returns every raw number."""
     raw: dict[str, Any] = {"arguments": {name: str(value) for name, value in asdict(options).items()}, "timed": []}
     if set(options.only) - {"import"}:
-        import benchmarks
         import torch
+
+        import benchmarks
 
         setup = benchmarks.prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
         missed = benchmarks.check_formula(setup)
         speeds = {tokens: benchmarks.gemm_speed(tokens) for tokens in GEMM_TOKENS}
-        raw |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg(), "gemm": speeds}
-        print(
-            f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} threads, load before the start {os.getloadavg()[0]:.1f}"
-        )
+        threads, load = torch.get_num_threads(), os.getloadavg()[0]
+        raw |= {"torch": torch.__version__, "threads": threads, "load": load, "gemm": speeds}
+        print(f"torch {torch.__version__} on the CPU, {threads} threads, load before the start {load:.1f}")
         told = ", ".join(f"{speed:.0f} at {tokens}" for tokens, speed in speeds.items())
         print(f"GEMM: GFLOP/s of an fp32 product tokens × 384 × 1536: {told} tokens; the table has shares of the one at 2048")
         told = ", ".join(f"{share:.1%} ({backward})" for backward, share in missed.items())

@@ -6,7 +6,7 @@ formula is held against torch's own counter for every kind of pass (`counted`), 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -15,6 +15,8 @@ from tombola.anatomy import Anatomy
 
 # What a pass goes back to: nothing, the gates alone, every weight, or every weight through dropout.
 Backward = Literal["none", "gates", "weights", "weights, dropout"]
+
+Count = Callable[..., int]
 
 # Matrix products in the backward pass of an attention: the fused CPU kernel computes the scores once more (5, not 4), but
 # it knows no dropout, so that training falls back to plain products.
@@ -54,12 +56,10 @@ def total(parts: Iterable[Work]) -> Work:
 
 def counted(run: Callable[[], object]) -> tuple[int, int]:
     """FLOPs of `run()` by torch's counter: as it comes, and with the fused CPU attention, which it does not know."""
-    aten = torch.ops.aten
+    aten, forward, backward = torch.ops.aten, cast(Count, sdpa_flop_count), cast(Count, sdpa_backward_flop_count)
     fused = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
-            g, q, k, v
-        ),
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: forward(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: backward(g, q, k, v),
     }
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         run()

@@ -5,6 +5,7 @@ is a value: frozen, with an algebra (`&`, `|`, `~`), exact counts, and a packed 
 weighs in parameters is the anatomy's knowledge, not the mask's.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -133,7 +134,7 @@ class Mask:
             raise MaskError("mask bytes and mask shapes name different parts", got=sorted(packed), expected=sorted(shapes))
         parts = {}
         for name, shape in shapes.items():
-            n, bits = int(np.prod(shape, dtype=np.int64)), packed[name].numpy(force=True)
+            n, bits = math.prod(shape), packed[name].numpy(force=True)
             if bits.dtype != np.uint8 or bits.size != -(-n // 8):
                 raise MaskError(
                     f"mask part {name} has the wrong number of bytes",

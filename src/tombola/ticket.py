@@ -268,7 +268,7 @@ def _read(folder: Path) -> Ticket:
         found = sorted(p.name for p in folder.iterdir())[:8]
         raise TicketError(f"{folder} is not a ticket", got=found or "an empty folder", expected=JSON_NAME)
     try:
-        body = json.loads(file.read_bytes())
+        body = json.loads(file.read_text(encoding="utf-8"))
         version = body["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TicketError(f"{file} is damaged", got=f"{type(error).__name__}: {error}", expected="JSON", next=_DAMAGED) from error
@@ -291,7 +291,7 @@ def _read(folder: Path) -> Ticket:
         if found_on.path is not None:
             found_on = replace(found_on, path=str((folder / found_on.path).resolve()))
         return Ticket(mask=mask, base=Weights(**body["base"]), found_on=found_on, **named)
-    except (KeyError, TypeError, ValueError, AttributeError, MaskError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MaskError, SafetensorError) as error:
         raise TicketError(
             f"{file} does not follow the format",
             got=f"{type(error).__name__}: {error}",

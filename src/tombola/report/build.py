@@ -1,8 +1,8 @@
 """Results → one page, and its score table in Markdown and LaTeX: the public face of the room.
 
-Which file does what: `cases` groups rows and has all numbers, `words` makes sentences and writes numbers, `score_parts` and
-`mask_parts` make tables and captions, `figures` draws, `layout` is what the template `page.html.j2` lays out. They import
-one way only: build → score_parts, mask_parts → words → cases; `figures` and `layout` import none of them.
+Which file does what: `cases` groups rows and has all numbers, `words` makes sentences and writes numbers, `about_scores` and
+`about_tickets` make tables and captions, `figures` draws, `layout` is what the template `page.html.j2` lays out. They import
+one way only: build → about_scores, about_tickets → words → cases; `figures` and `layout` import none of them.
 """
 
 import os
@@ -13,10 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from tombola.errors import StoreError
-from tombola.report.cases import Case, cases_of
+from tombola.report.about_scores import flat_table, glance_table, score_part
+from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
+from tombola.report.cases import Case, Rows, cases_of
 from tombola.report.layout import Section, Table
-from tombola.report.mask_parts import overlap_part, search_part, size_part, survival_part
-from tombola.report.score_parts import flat_table, glance_table, score_part
 from tombola.report.words import case_verdict, count, listed, verdict, warnings
 from tombola.study.results import Results
 
@@ -78,7 +78,7 @@ def render(results: Results) -> str:
     environment.filters["svg"] = Markup
     environment.filters["sha256"] = lambda text: b64encode(sha256(str(text).encode()).digest()).decode()
     cases = cases_of(results)
-    rows = (*results.scores, *results.tickets)
+    rows: Rows = (*results.scores, *results.tickets)
     return environment.get_template("page.html.j2").render(
         title=listed([case.title for case in cases]),
         models=listed(list(dict.fromkeys(row.model for row in rows))),

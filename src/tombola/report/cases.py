@@ -24,6 +24,8 @@ UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
 }
 SEED_AND_DRAW = attrgetter("seed", "draw")
 
+Rows = Sequence[ScoreRow | TicketRow]
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -138,7 +140,7 @@ class Case:
         return tuple(comparison for comparison in found if comparison)
 
     @property
-    def kinds(self) -> dict[str, tuple[TicketRow, ...]]:
+    def by_kind(self) -> dict[str, tuple[TicketRow, ...]]:
         """Kind → its tickets by seed and draw, in the order of KINDS."""
         found = sorted(dict.fromkeys(ticket.kind for ticket in self.tickets), key=lambda kind: _position(kind, KINDS))
         tickets = sorted(self.tickets, key=SEED_AND_DRAW)
@@ -146,11 +148,11 @@ class Case:
 
     @property
     def good(self) -> tuple[TicketRow, ...]:
-        return self.kinds.get("good", ())
+        return self.by_kind.get("good", ())
 
     @property
     def controls(self) -> dict[str, tuple[TicketRow, ...]]:
-        return {kind: tickets for kind, tickets in self.kinds.items() if kind != "good"}
+        return {kind: tickets for kind, tickets in self.by_kind.items() if kind != "good"}
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -160,7 +162,7 @@ class Case:
 
 def cases_of(results: Results) -> tuple[Case, ...]:
     """A case for each task and model, in the order of their rows."""
-    rows = (*results.scores, *results.tickets)
+    rows: Rows = (*results.scores, *results.tickets)
     several = len({row.model for row in rows}) > 1
     return tuple(
         Case(

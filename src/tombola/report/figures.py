@@ -97,24 +97,22 @@ def dot_chart(rows: Sequence[DotRow], lines: Sequence[Line], *, label: str) -> s
 
 def heat_map(heads: Sequence[Sequence[HeatCell]], mlps: Sequence[HeatCell], *, css: str, width: int, label: str) -> str:
     """Layers down, heads across, the MLP of each layer in a column of its own; `width` of the heads, in pixels, at most."""
-    columns = max((len(row) for row in heads), default=0)
-    cell = max(6, min(27, width // max(1, columns) - 2))
+    columns = len(heads[0])
+    cell = max(6, min(27, width // columns - 2))
     pitch, left, top = cell + 2, 24, 22
     mlp_x = left + columns * pitch + 12
     step = math.ceil(17 / pitch)  # axis labels of neighbours must not touch
     marks = [_tick(left + head * pitch + cell / 2, 14, str(head)) for head in range(0, columns, step)]
-    marks += [_tick(mlp_x + cell / 2, 14, "MLP")] if mlps else []
-    layers = max(len(heads), len(mlps))
-    for layer in range(layers):
+    marks.append(_tick(mlp_x + cell / 2, 14, "MLP"))
+    for layer, (row, mlp) in enumerate(zip(heads, mlps, strict=True)):
         y = top + layer * pitch
         marks += [_tick(left - 8, y + cell / 2 + 4, str(layer), side=True)] if layer % math.ceil(13 / pitch) == 0 else []
-        row = [(left + head * pitch, it) for head, it in enumerate(heads[layer])] if layer < len(heads) else []
-        for x, it in [*row, *((mlp_x, it) for it in mlps[layer : layer + 1])]:
+        for x, it in (*((left + head * pitch, it) for head, it in enumerate(row)), (mlp_x, mlp)):
             shade = f'class="cell {css}" fill-opacity="{it.shade:.3f}"' if it.shade is not None else 'class="cell none"'
             marks.append(
                 f'<rect {shade} x="{x}" y="{y}" width="{cell}" height="{cell}" rx="3"><title>{escape(it.title)}</title></rect>'
             )
-    right, bottom = mlp_x + cell + 10, top + layers * pitch
+    right, bottom = mlp_x + cell + 10, top + len(heads) * pitch
     return _svg("heat", str(right), bottom, label, marks, box=f' viewBox="0 0 {right} {bottom}"')
 
 

@@ -1,4 +1,4 @@
-"""What the template lays out: finished tables, figures, parts and sections. Their fields are all that it knows by name."""
+"""What the template lays out: finished text and drawings, so that it decides nothing but their place."""
 
 from dataclasses import dataclass
 

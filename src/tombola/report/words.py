@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import and_
 
-from tombola.report.cases import UNITS, Case, Comparison, Group, Split, per_seed, size
+from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, per_seed, size
 from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
-from tombola.study.results import ScoreRow, TicketRow
+from tombola.study.results import TicketRow
 
 NONE, GLUE = "—", "\N{NO-BREAK SPACE}"
-
-Rows = Sequence[ScoreRow | TicketRow]
 
 
 def verdict(cases: Sequence[Case]) -> str:
@@ -23,7 +21,7 @@ def verdict(cases: Sequence[Case]) -> str:
     if len(cases) == 1:
         return case_verdict(cases[0])
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
-    outcomes = Counter(comparison.ahead for _, comparison in compared)
+    outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
         "good": "good tickets are ahead of random ones by more than chance in rows or seeds explains",
         "random": "random tickets are ahead of good ones by more than chance in rows or seeds explains",
@@ -189,6 +187,7 @@ def _extreme(ticket: TicketRow) -> str | None:
 
 
 def number(value: float | None, decimals: int = 3, *, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:{'+' if sign else ''}.{decimals}f}"
@@ -198,33 +197,37 @@ def number(value: float | None, decimals: int = 3, *, sign: bool = False) -> str
 
 
 def significant(value: float) -> str:
+    """Three significant digits, for numbers of any size."""
     return f"{value:.3g}".replace("-", "−")
 
 
 def spread(estimate: Estimate, decimals: int = 3, *, sign: bool = False) -> str:
-    """Mean ± std over seeds."""
+    """Mean ± std; the mean alone where there is no std."""
     text = number(estimate.value, decimals, sign=sign)
     return text if estimate.std is None else f"{text}{GLUE}±{GLUE}{number(estimate.std, decimals)}"
 
 
 def interval(estimate: Estimate) -> str:
+    """Both ends; a dash where there are none, and words where seeds do not differ: that is no certainty."""
     if estimate.low is None:
         return NONE
     return "seeds equal" if estimate.std == 0 else f"{number(estimate.low)} to {number(estimate.high)}"
 
 
 def count(n: int, noun: str) -> str:
+    """As in "1 seed" and "2 seeds", never broken at the end of a line."""
     return f"{n}{GLUE}{noun}" if n == 1 else f"{n}{GLUE}{noun}s"
 
 
 def span(values: Iterable[int]) -> str:
-    """One number, or the two ends where they differ."""
+    """One number, or the two ends where they differ; a dash for no numbers."""
     found = sorted(set(values))
     return "–".join(str(value) for value in dict.fromkeys((found[0], found[-1]))) if found else NONE
 
 
-def listed(parts: Sequence[str]) -> str:
-    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+def listed(names: Sequence[str]) -> str:
+    """As in "a, b and c"."""
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 # Samples
@@ -238,11 +241,12 @@ def sample(rows: Rows) -> str:
 
 
 def draws(rows: Rows) -> str:
-    """Draws per seed."""
+    """How many draws a seed has, as in "4" or "3–4"."""
     return span(Counter(row.seed for row in rows).values())
 
 
 def rows_of(split: Split) -> str:
+    """How many rows the scores of a split were measured on."""
     return span(row.n for row in split.rows)
 
 
@@ -257,25 +261,31 @@ def _of_seeds(seeds: Sequence[int], n: int) -> str:
 
 
 def kind_name(kind: str) -> str:
+    """As it stands in tables and beside marks."""
     return "full (dense)" if kind == "full" else kind
 
 
 def group_name(group: Group) -> str:
+    """As in "retrained good"."""
     return "dense" if group.kind == "full" else f"{group.stage} {group.kind}"
 
 
 def ticket_name(ticket: TicketRow) -> str:
+    """As in "random of seed 1, draw 0"."""
     return f"{ticket.kind} of seed {ticket.seed}" + ("" if ticket.kind == "good" else f", draw {ticket.draw}")
 
 
 def component_name(layer: int, head: int | None) -> str:
+    """A head; without one, the MLP of the layer."""
     return f"layer {layer} · MLP" if head is None else f"layer {layer} · head {head}"
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
+    """As in "6 layers × 12 heads, 6 MLPs"."""
     layers, heads, mlps = shape
     return f"{count(layers, 'layer')} × {heads} heads, {count(mlps, 'MLP')}"
 
 
 def split_title(split: Split) -> str:
+    """As in "Accuracy on validation (report rows, n = 400)"."""
     return f"{split.metric[:1].upper()}{split.metric[1:]} on {split.name} ({split.role} rows, n = {rows_of(split)})"

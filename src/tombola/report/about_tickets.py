@@ -13,7 +13,6 @@ from tombola.report import figures
 from tombola.report.cases import UNITS, Case, estimate, importances, keeps, size, survival
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
-    NONE,
     component_name,
     count,
     draws,
@@ -43,7 +42,8 @@ Item = TypeVar("Item")
 
 
 def survival_part(anchor: str, case: Case) -> Part:
-    maps = {kind: _survival_map(case, kind) for kind in case.kinds}
+    """A map and a table of survival for each kind, and beside good the importance that chose it."""
+    maps = {kind: _survival_map(case, kind) for kind in case.by_kind}
     large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case.good)) if figure)
     return Part(
         anchor,
@@ -53,12 +53,12 @@ def survival_part(anchor: str, case: Case) -> Part:
         "Shade is the share of seeds, and of draws within a seed, that keep a component; point at one for its numbers.",
         figures=tuple(row for row in (large, tuple(maps.values())) if row),
         fold="Survival in numbers",
-        folded=tuple(_survival_table(kind, tickets) for kind, tickets in case.kinds.items()),
+        folded=tuple(_survival_table(kind, tickets) for kind, tickets in case.by_kind.items()),
     )
 
 
 def _survival_map(case: Case, kind: str) -> Figure:
-    kinds, good = case.kinds, case.good
+    kinds, good = case.by_kind, case.good
     tickets = kinds[kind]
 
     def cell(layer: int, head: int | None) -> figures.HeatCell:
@@ -141,12 +141,13 @@ def _grid(ticket: TicketRow, cell: Callable[[int, int | None], Item]) -> tuple[l
 
 
 def search_part(anchor: str, case: Case) -> Part | None:
+    """The path of each search; None if no path was stored."""
     charts = []
     for ticket in case.good:
         if ticket.path:
             label = f"Search path of seed {ticket.seed}, {len(ticket.path)} trials"
-            rows = span(row.n for row in case.scores if row.role == "selection" and row.seed == ticket.seed)
-            caption = f"{count(len(ticket.path), 'trial')} on {f'{rows} ' if rows != NONE else ''}selection rows"
+            rows = {row.n for row in case.scores if row.role == "selection" and row.seed == ticket.seed}
+            caption = f"{count(len(ticket.path), 'trial')} on {f'{span(rows)} ' if rows else ''}selection rows"
             chart = figures.path_chart(_path_dots(ticket), ticket.floor_score, label=label)
             charts.append(Figure(f"Seed {ticket.seed}", chart, caption))
     if not charts:
@@ -177,6 +178,7 @@ def _path_dots(ticket: TicketRow) -> list[figures.PathDot]:
 
 
 def size_part(anchor: str, case: Case) -> Part:
+    """How much each kind of ticket keeps."""
     of_all = (f"{unit[0].upper()}{unit[1:]} of {len(of(case.tickets[0]))}" for unit, of in UNITS.items())
     table = Table(
         "What the tickets keep, mean ± std over seeds",
@@ -190,7 +192,7 @@ def size_part(anchor: str, case: Case) -> Part:
                 str(len({ticket.seed for ticket in tickets})),
                 draws(tickets),
             )
-            for kind, tickets in case.kinds.items()
+            for kind, tickets in case.by_kind.items()
         ),
         "Body: the values of all heads and MLPs. Shares are of parameters that survive, in [0, 1].",
     )
@@ -201,22 +203,23 @@ def size_part(anchor: str, case: Case) -> Part:
 
 
 def overlap_part(anchor: str, case: Case) -> Part | None:
+    """What controls share with good, and good with itself over seeds; None where there is nothing to compare."""
     good = {ticket.seed: ticket for ticket in case.good}
-    controls = _control_table(case, good)
     pairs = {
         unit: {f"{a} and {b}": overlap(of(good[a]), of(good[b])) for a, b in combinations(good, 2)} for unit, of in UNITS.items()
     }
-    tables = [table for table in (controls, _stability_table(good, pairs) if len(good) > 1 else None) if table]
-    if not tables:
+    several = len(good) > 1
+    tables = [_control_table(case, good), _stability_table(good, pairs) if several else None]
+    if not any(tables):
         return None
     return Part(
         anchor,
         "Overlap",
         "How much the tickets overlap",
         "Controls against good, and good against itself over seeds, beside what random masks of these sizes would share.",
-        tables=tuple(tables),
+        tables=tuple(table for table in tables if table),
         fold="All pairs of seeds",
-        folded=(_pairs_table(pairs),) if len(good) > 1 else (),
+        folded=(_pairs_table(pairs),) if several else (),
     )
 
 
@@ -225,22 +228,22 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
     rows = []
     for kind, every in case.controls.items():
         tickets = [ticket for ticket in every if ticket.seed in good]
-        for unit, of in UNITS.items() if tickets else ():
+        if not tickets:
+            continue
+        for unit, of in UNITS.items():
             found = [(ticket.seed, overlap(of(ticket), of(good[ticket.seed]))) for ticket in tickets]
             shared = _mean(found, lambda it: float(it.shared), 1)
             by_chance = (_mean(found, value, decimals) for value, decimals in BY_CHANCE.values())
             seeds = str(len({seed for seed, _ in found}))
             rows.append((kind_name(kind), unit, shared, *by_chance, seeds, draws(tickets)))
-    return (
-        Table(
-            "What controls share with the good ticket of their seed, mean ± std over seeds",
-            ("Ticket", "Unit", "Shared", *BY_CHANCE, "Seeds", "Draws per seed"),
-            tuple(rows),
-            "By chance: the mean for random masks of the same two sizes. One that shares most of good is hardly a control.",
-            stubs=2,
-        )
-        if rows
-        else None
+    if not rows:
+        return None
+    return Table(
+        "What controls share with the good ticket of their seed, mean ± std over seeds",
+        ("Ticket", "Unit", "Shared", *BY_CHANCE, "Seeds", "Draws per seed"),
+        tuple(rows),
+        "By chance: the mean for random masks of the same two sizes. One that shares most of good is hardly a control.",
+        stubs=2,
     )
 
 

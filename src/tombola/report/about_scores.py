@@ -34,8 +34,9 @@ MAX_CLASSES = 6  # columns of the agreement table
 
 
 def score_part(anchor: str, case: Case, split: Split) -> Part:
-    title, dense = split_title(split), split.dense
-    reused = split.role == "report" and split.name in case.reused
+    """The scores of one split. Its agreement table stands open on report rows only, its chart is left out for selection rows."""
+    title, dense, is_report = split_title(split), split.dense, split.role == "report"
+    reused = is_report and split.name in case.reused
     scores = Table(
         f"{title}: mean ± std over seeds",
         (*SCORE_HEAD, "Minus dense"),
@@ -47,17 +48,16 @@ def score_part(anchor: str, case: Case, split: Split) -> Part:
         stubs=2,
     )
     chart = _score_chart(split) if split.role != "selection" else None
-    agreement = [table for table in [_agreement_table(split)] if table]
-    unfolded = split.role == "report"
+    agreement = (table,) if (table := _agreement_table(split)) else ()
     return Part(
         anchor,
-        "Scores" if split.role == "report" else split.role.capitalize(),
+        "Scores" if is_report else split.role.capitalize(),
         f"Scores on {split.role} rows: {split.name}",
         LEADS["selection"] if reused else LEADS.get(split.role, ""),
         figures=((chart,),) if chart else (),
-        tables=(scores, *(agreement if unfolded else ())),
+        tables=(scores, *agreement) if is_report else (scores,),
         fold="Agreement with the dense model",
-        folded=() if unfolded else tuple(agreement),
+        folded=() if is_report else agreement,
     )
 
 
