@@ -207,15 +207,14 @@ def importance(setup: Setup, task: str) -> list[Timed]:
 
     for i in range(setup.rounds):
         gemm, (numbers, batch) = gemm_speed(), fixed[i * len(fixed) // setup.rounds]
-        alone = _measure_rival(setup, published, len(numbers), gemm, full, lambda: [batch])
-        joint = _measure_rival(setup, dynamic, len(rows), gemm, full, lambda: (collate(rows, numbers) for numbers in order))
+        alone = _measure_rival(setup, published, len(numbers), gemm, full, [batch])
+        joint = _measure_rival(setup, dynamic, len(rows), gemm, full, (collate(rows, numbers) for numbers in order))
         _, exact = measure(setup, ours, len(rows), gemm, "gates", lambda: ours_importance(model, anatomy, rows))
         _assert_same(joint, exact)
         _assert_same(alone, GateGradients(exact.heads[numbers], exact.mlps[numbers], exact.logits[numbers]))
 
     for timed in ways:
-        timed.details = _assert_planned(setup, timed, rows) | {"rows_of_split": len(split)}
-        timed.details["flops_of_split"] = _plan(setup, split, timed.way).flops
+        timed.details = _assert_planned(setup, timed, rows, split)
     return ways
 
 
@@ -226,12 +225,13 @@ def _published_batches(rows: Encoded) -> list[tuple[list[int], Batch]]:
 
 
 def _measure_rival(
-    setup: Setup, timed: Timed, n_rows: int, gemm: float, mask: Mask, batches: Callable[[], Iterable[Batch]]
+    setup: Setup, timed: Timed, n_rows: int, gemm: float, mask: Mask, batches: Iterable[Batch]
 ) -> tuple[Importance, Tensor]:
     def run() -> tuple[Importance, Tensor]:
+        ready = list(batches)
         if setup.own_score_pass:
-            score_alone(setup.model, setup.anatomy, mask, batches())
-        return bertology(setup.model, setup.anatomy, mask, batches())
+            score_alone(setup.model, setup.anatomy, mask, ready)
+        return bertology(setup.model, setup.anatomy, mask, ready)
 
     return measure(setup, timed, n_rows, gemm, "weights", run)
 
@@ -249,12 +249,13 @@ def _plan(setup: Setup, rows: Encoded, way: str) -> Work:
     return work_of(setup, shapes, "gates" if way == "ours" else "weights")
 
 
-def _assert_planned(setup: Setup, timed: Timed, rows: Encoded) -> dict[str, Any]:
-    """That the model was given the planned work, to the operation. Returns the plan."""
-    plan = _plan(setup, rows, timed.way)
-    for work, n_rows in zip(timed.works, timed.rows, strict=True):
-        assert work.flops * len(rows) == plan.flops * n_rows, f"{timed.benchmark}, {timed.way}: {work}, planned {plan}"
-    return {"rows": len(rows), "flops": plan.flops}
+def _assert_planned(setup: Setup, timed: Timed, rows: Encoded, split: Encoded) -> dict[str, Any]:
+    """That the model was given the planned work, to the operation. Returns the plan, and that of the whole split."""
+    plan = _plan(setup, rows, timed.way).flops
+    for given, n_rows in zip(timed.works, timed.rows, strict=True):
+        assert given.flops * len(rows) == plan * n_rows, f"{timed.benchmark}, {timed.way}: {given} for {n_rows} rows"
+    whole = _plan(setup, split, timed.way).flops
+    return {"rows": len(rows), "flops": plan, "rows_of_split": len(split), "flops_of_split": whole}
 
 
 def _assert_same(found: tuple[Importance, Tensor], exact: GateGradients) -> None:
@@ -309,7 +310,8 @@ def search(setup: Setup, task: str) -> list[Timed]:
     It replays our masks because its own importance (see `ways`) would lead it to others, and a search that happens to stop
     sooner is not a faster one.
     """
-    train, rows = rows_of(setup, task, "train", TUNING_ROWS), rows_of(setup, task, "report", setup.cap)
+    train = rows_of(setup, task, "train", TUNING_ROWS)
+    rows, split = (rows_of(setup, task, "report", cap) for cap in (setup.cap, None))
     model = load_weights(setup.folder, ("0", "1"), head_seed=SEEDS.head)
     setup = replace(setup, model=model)
     log = fine_tune(model, train, TUNING, SEEDS)
@@ -328,7 +330,7 @@ def search(setup: Setup, task: str) -> list[Timed]:
             ours.add(seconds, len(rows), work_of(setup, seen, "gates"), gemm)
             numbers, batch = fixed[len(published.rows) % len(fixed)]
             gates.set(full)  # the next trial sets them anew
-            _measure_rival(setup, published, len(numbers), gemm, trial.mask, lambda: [batch])
+            _measure_rival(setup, published, len(numbers), gemm, trial.mask, [batch])
             seen.clear()
             start = time.perf_counter()
 
@@ -336,7 +338,7 @@ def search(setup: Setup, task: str) -> list[Timed]:
 
     assert len(published.rows) == len(ours.rows) == len(result.trials)
     for timed in (published, ours):
-        timed.details = _assert_planned(setup, timed, rows) | {
+        timed.details = _assert_planned(setup, timed, rows, split) | {
             "steps": len(result.trials),
             "score_of_full": result.trials[0].score.value,
             "kept": setup.anatomy.size(result.mask).body_share,

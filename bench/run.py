@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tombola.errors import TombolaError
 
 if TYPE_CHECKING:
-    from benchmarks import Started, Timed
+    from benchmarks import Setup, Started, Timed
 
 # Where each benchmark runs, and how many times longer than ours a way should take there, at least.
 TARGETS: dict[str, dict[str, dict[str, float]]] = {
@@ -73,6 +73,8 @@ def parse(arguments: Sequence[str]) -> Options:
             expected=f"a folder with {', '.join(TARGETS['importance'])} in it, as <task>/<split>.jsonl.gz",
             next="pass --data DIR, or --generated for sentences that tombola writes itself",
         )
+    if given.json is not None and not given.json.parent.is_dir():
+        raise TombolaError("--json cannot be written", got=f"there is no folder {given.json.parent}")
     return Options(given.data, given.rounds, given.rows, only, given.json, given.own_score_pass)
 
 
@@ -84,25 +86,17 @@ def run(options: Options) -> dict[str, Any]:
 
         import benchmarks
 
+        raw["machine"] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
         setup = benchmarks.prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
-        missed = benchmarks.check_formula(setup)
-        speeds = {tokens: benchmarks.gemm_speed(tokens) for tokens in GEMM_TOKENS}
-        threads, load = torch.get_num_threads(), os.getloadavg()[0]
-        raw |= {"torch": torch.__version__, "threads": threads, "load": load, "gemm": speeds}
-        print(f"torch {torch.__version__} on the CPU, {threads} threads, load before the start {load:.1f}")
-        told = ", ".join(f"{speed:.0f} at {tokens}" for tokens, speed in speeds.items())
-        print(f"GEMM: GFLOP/s of an fp32 product tokens × 384 × 1536: {told} tokens; the table has shares of the one at 2048")
-        told = ", ".join(f"{share:.1%} ({backward})" for backward, share in missed.items())
-        print(f"FLOPs: by formula, equal to torch's counter with the CPU's fused attention added, of which it misses {told}")
-        if options.rows:
-            print(f"Rows: at most {options.rows} a dev split, evenly spaced; [in brackets] FLOPs of the whole split, times ours")
-        print("\n" + COLUMNS.format(*HEADER))
+        print("\n".join(_preamble(setup)), "", COLUMNS.format(*HEADER), sep="\n")
         functions = {"importance": benchmarks.importance, "step": benchmarks.step, "search": benchmarks.search}
         for name in (name for name in functions if name in options.only):
             for task in TARGETS[name] if options.data else (GENERATED,):
                 found = functions[name](setup, task)
                 print("\n".join(_lines(found)), flush=True)
                 raw["timed"] += [asdict(way) for way in found]
+        speeds = [speed for way in raw["timed"] for speed in way["gemm"]]
+        print(f"GEMM in between: {median(speeds):.0f} GFLOP/s ({min(speeds):.0f}–{max(speeds):.0f}); a wide range means company")
     if "import" in options.only:
         from benchmarks import start_up
 
@@ -112,9 +106,27 @@ def run(options: Options) -> dict[str, Any]:
     return raw
 
 
-GEMM_TOKENS = (512, 2048, 8192)
-HEADER = ("benchmark", "way", "times ours", "tokens/row", "of text", "MFLOP/row", "times ours", "of GEMM", "target", "")
-COLUMNS = "{:<17} {:<9} {:>20} {:>10} {:>7} {:>9} {:>13} {:>7} {:>6} {}"
+HEADER = ("benchmark", "way", "time, × ours", "tokens/row", "of text", "MFLOP/row", "× ours", "of GEMM", "target", "")
+COLUMNS = "{:<24} {:<9} {:>20} {:>10} {:>7} {:>9} {:>13} {:>7} {:>6} {}"
+
+
+def _preamble(setup: "Setup") -> list[str]:
+    """What the machine gives, and that the counts are right."""
+    import torch
+
+    from benchmarks import check_formula, gemm_speed
+
+    load, missed = os.getloadavg()[0], check_formula(setup)
+    speeds = ", ".join(f"{gemm_speed(tokens):.0f} at {tokens}" for tokens in (512, 2048, 8192))
+    shares = ", ".join(f"{share:.1%} ({backward})" for backward, share in missed.items())
+    lines = [
+        f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} threads, load {load:.1f} at the start",
+        f"GEMM: GFLOP/s of an fp32 product tokens × 384 × 1536: {speeds} tokens; shares below are of the one at 2048",
+        f"FLOPs: by formula, equal to torch's counter with the CPU's fused attention added, of which it misses {shares}",
+    ]
+    if setup.cap:
+        lines.append(f"Rows: at most {setup.cap} a dev split, evenly spaced; [in brackets] FLOPs × ours on the whole split")
+    return lines
 
 
 def _lines(ways: Sequence["Timed"]) -> list[str]:

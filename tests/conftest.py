@@ -10,8 +10,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads only wait for each other, and badly so on a shared machine
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("tombola", deadline=None)  # the machine is shared: time proves nothing
+hypothesis.settings.load_profile("tombola")
 
 WORDS = [
     *("a", "the", "film", "plot", "actor", "scene", "music", "was", "felt", "looked", "rather", "very", "quite", "truly"),

@@ -205,6 +205,37 @@ def test_default_steps_are_14_7_and_1_for_bert_base_and_7_3_and_1_for_half_of_it
     ]
 
 
+def test_whether_removed_heads_weigh_in_the_norm_is_the_settings_choice(play: Play) -> None:
+    # Of layer 0 a strong head is gone, and the rest are weak: over their own norm they are large, over all of it the smallest.
+    weak = (((0, 0),), ((0, 1), (0, 2), (0, 3), (1, 0)))
+    heads_only = SPruneSettings(procedure="heads", s_head_step=1 / 12)
+    for members, second in (("remaining_heads", (1, 0)), ("all_heads", (0, 1))):
+        _, masks = play(Script((1.0, 1.0, 0.5), weak), replace(heads_only, importance_norm_members=members))
+        assert masks[1:] == [without((0, 0)), without((0, 0), second)]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "batch_size", "first"),
+    # Head (1, 2) has gradients 2, −2, 2, … and all others 1. Row by row it is strong, so that its neighbours have the
+    # smallest shares of their layer; in pairs it is nothing; summed up batch by batch its 2, 0, 2, … falls behind 1, 2, 3, …
+    [("per_example", 2, (1, 0)), ("per_batch", 1, (1, 0)), ("per_batch", 2, (1, 2)), ("accumulated", 1, (1, 2))],
+)
+def test_rows_are_reduced_as_the_settings_say(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch, reduction: Any, batch_size: int, first: tuple[int, int]
+) -> None:
+    script = Script(scores=(1.0, 0.5))
+
+    def with_signs(gates: Gates, encoded: Encoded) -> tuple[Predictions, GateGradients]:
+        predictions, gradients = script(gates, encoded)
+        gradients.heads[:, 1, 2] = 2.0
+        gradients.heads[1::2, 1, 2] = -2.0
+        return predictions, gradients
+
+    monkeypatch.setattr(structured, "score_and_gradients", with_signs)
+    options = SPruneSettings(procedure="heads", importance_reduction=reduction, importance_batch_size=batch_size)
+    assert s_prune(gates, NOTHING, "accuracy", options).trials[1].mask == without(first)
+
+
 def test_gates_are_open_after_a_search_that_ends_and_after_one_that_cannot_start(play: Play, gates: Gates) -> None:
     play(Script(scores=(1.0, 0.95, 0.5)), STEPS)
     assert gates.mask == without()

@@ -261,6 +261,15 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 _DAMAGED = "make the ticket again, or fetch it again from where it came"
 
+# What ticket.json holds beside its version, by JSON type; docs/ticket-format.md says what each field means.
+_FIELDS: Mapping[type | tuple[type, ...], tuple[str, ...]] = {
+    str: ("digest", "kind", "scope", "preset"),
+    (str, type(None)): ("task", "cell"),
+    (int, float): ("sparsity",),
+    list: ("labels", "metrics", "parents"),
+    dict: ("base", "found_on", "mask", "anatomy", "settings", "seeds", "details", "versions"),
+}
+
 
 def _read(folder: Path) -> Ticket:
     file = folder / JSON_NAME
@@ -278,6 +287,14 @@ def _read(folder: Path) -> Ticket:
             got=version,
             expected=f"at most {FORMAT_VERSION}",
             next="upgrade tombola",
+        )
+    wrong = [name for kind, names in _FIELDS.items() for name in names if not isinstance(body.get(name, ...), kind)]
+    if wrong:
+        raise TicketError(
+            f"{file} lacks fields, or has them in another type",
+            got={name: body.get(name) for name in wrong},
+            expected="see docs/ticket-format.md",
+            next=_DAMAGED,
         )
     try:
         if _digest(body) != body["digest"]:

@@ -146,6 +146,7 @@ def fine_tune(
             disable_tqdm=True,
             remove_unused_columns=False,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # with several, Trainer splits batches over copies that gates do not follow
         trainer = OwnOrder(model=model, args=arguments, train_dataset=range(len(train)), callbacks=[Report()])
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
