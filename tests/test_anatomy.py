@@ -293,6 +293,16 @@ def test_a_projection_that_the_model_computes_around_is_not_proved() -> None:
         read_anatomy(model)
 
 
+def test_an_output_projection_that_reads_more_than_the_values_is_refused() -> None:
+    """Heads that add a constant: a removed one would take that along, which no slice of v shows."""
+    model = tiny_model("bert")
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.register_forward_hook(lambda _, __, output: (output[0] + 1, *output[1:]))
+    with pytest.raises(AnatomyError, match=r"attention\.self\.value is not the value projection") as caught:
+        read_anatomy(model)
+    assert caught.value.got == "o still has an input when v is zero"
+
+
 # ------------------------------------------------------------------------------------------ models that are something else
 
 

@@ -1,4 +1,4 @@
-"""A gate removes a part by definition: against layers written out by hand in fp64, where heads and MLPs are really left out."""
+"""A gate removes a part by definition: against layers written out by hand in fp64, heads and MLPs really left out."""
 
 import copy
 import math
@@ -668,6 +668,12 @@ def test_a_held_model_that_was_trained_and_saved_loads_again_under_its_ticket(pl
     again: Any = load(places["ticket"], tmp_path)
     assert (output(again) - output(model)).abs().max() < 1e-6
     assert again.tombola_weights["fingerprint"] == fingerprint_folder(tmp_path) != fingerprint_folder(places["base"])
+
+
+def test_loading_proves_that_the_mask_acts(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gates, "_gate_mlp", lambda *_: None)
+    with pytest.raises(MaskError, match="what the mask removes still reaches the output"):
+        load(places["ticket"])
 
 
 def test_a_loaded_model_refuses_head_mask_and_can_be_copied(places: dict[str, Path]) -> None:

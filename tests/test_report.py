@@ -706,4 +706,6 @@ def _path(draw: random.Random, dense: float, heads: int, mlps: int) -> Iterator[
 def _agreement(draw: random.Random, rows: int, loss: float) -> Agreement:
     flips = round(rows * min(0.45, 0.06 + max(0.0, loss) * 1.2))
     dense, moved = rows // 2 + draw.randint(-6, 6), draw.randint(-flips // 3, flips // 2)
-    return Agreement(flips, rows, flips, 0, {"no": dense, "yes": rows - dense}, {"no": dense - moved, "yes": rows - dense + moved})
+    return Agreement(
+        flips, rows, flips, 0, {"no": dense, "yes": rows - dense}, {"no": dense - moved, "yes": rows - dense + moved}
+    )

@@ -18,7 +18,7 @@ from tombola.scores import GateGradients, Importance
 from tombola.search import SEARCHES, structured
 from tombola.search.structured import SPruneResult, SPruneSettings, floor_score, remove_lowest, s_prune
 from tombola.tasks.base import Rows
-from tombola.tasks.encode import Encoded, by_length, encode
+from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
 from tombola.ticket import load_weights
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
@@ -387,7 +387,7 @@ def test_a_trial_costs_one_pass_over_the_selection_rows(learned: Learned) -> Non
         result = s_prune(gates, learned.selection, "accuracy", SPruneSettings())
     handle.remove()
     lengths = learned.selection.lengths
-    batches = by_length(learned.selection, 4096)
+    batches = by_length(learned.selection, TOKENS_PER_BATCH)
     tokens = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
     assert len(calls) == len(result.trials) * len(batches)
     assert sum(calls) == len(result.trials) * tokens

@@ -469,7 +469,7 @@ def test_whatever_bytes_are_damaged_a_ticket_is_equal_or_refused(saved: Path) ->
     rng, ticket = random.Random(0), small()
     originals = {name: (saved / name).read_bytes() for name in ("ticket.json", "mask.safetensors")}
     equal = refused = 0
-    for round_ in range(300):
+    for round_ in range(400):
         name = "ticket.json" if round_ % 4 else "mask.safetensors"
         content = bytearray(originals[name])
         kind = rng.choice(("flip", "flips", "cut", "insert", "swap"))
@@ -493,7 +493,7 @@ def test_whatever_bytes_are_damaged_a_ticket_is_equal_or_refused(saved: Path) ->
             assert replace(found, **{role: replace(getattr(found, role), path=None) for role in ("base", "found_on")}) == ticket
             equal += 1
         (saved / name).write_bytes(originals[name])
-    assert refused > 200 and equal > 3
+    assert refused > 350 and equal >= 1
 
 
 def test_nothing_is_ever_unpickled(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

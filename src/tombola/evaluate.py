@@ -16,7 +16,7 @@ from torch import Tensor
 from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.scores import GateGradients, gate_gradients
-from tombola.tasks.encode import Encoded, batches
+from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Predictions:
         return [int(c) for c in self.logits.argmax(-1)]
 
 
-def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = 4096) -> Predictions:
+def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> Predictions:
     """Predictions of a classifier, in eval mode and without gradients; the model's mode is left as it was."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -51,7 +51,9 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
     return Predictions(encoded.ids, logits.clone(), encoded.labels)
 
 
-def score_and_gradients(gates: Gates, encoded: Encoded, *, tokens_per_batch: int = 4096) -> tuple[Predictions, GateGradients]:
+def score_and_gradients(
+    gates: Gates, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> tuple[Predictions, GateGradients]:
     """Predictions and gate gradients under the current mask, from the same forward pass."""
     device = next(gates.model.parameters()).device
     gradients = gate_gradients(gates, batches(encoded, tokens_per_batch, device), len(encoded))

@@ -143,7 +143,12 @@ def print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:
         ticket = ticket_of(lab, one.ticket)
         shared, kept = ticket.details["shared_with_good"], {name: n for name, (n, _) in ticket.mask.counts().items()}
         rows.append(
-            (ticket.kind, str(ticket.details["draw"]), *(f"{shared[part]} of {kept[part]}" for part in kept), f"{ticket.sparsity:.3f}")
+            (
+                ticket.kind,
+                str(ticket.details["draw"]),
+                *(f"{shared[part]} of {kept[part]}" for part in kept),
+                f"{ticket.sparsity:.3f}",
+            )
         )
     print_table("controls: heads and MLPs that the good ticket keeps too", ("kind", "draw", "heads", "mlps", "sparsity"), rows)
 

@@ -93,7 +93,8 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
         leaked = len(shared_texts(full, selection)) - len(selection)
         name = "selection"
         if settings["selection_split"] == "dev":
-            selection, name = report.take(range(min(len(report), settings["selection_rows"] or len(report)))), task.splits["report"]
+            cap = min(len(report), settings["selection_rows"] or len(report))
+            selection, name = report.take(range(cap)), task.splits["report"]
         lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name)
     data: TaskData = lab.cache[known]
     return data

