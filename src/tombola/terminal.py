@@ -106,9 +106,10 @@ def print_plan(lab: "Lab", cells: "Sequence[Cell]", as_json: bool) -> None:
 def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
     """One line for each kind × stage × split: mean over seeds of the mean over draws, with spread, n and majority line."""
     from tombola import stats
-    from tombola.study.results import KINDS, STAGES, scores_of
+    from tombola.study.results import KINDS, STAGES, scores_of, short_names
 
     rows = scores_of(lab, cells)
+    short = short_names(row.task for row in rows)
     lines: dict[tuple[str, ...], list[Any]] = {}
     for row in rows:
         lines.setdefault((row.task, row.role, row.split, row.metric, row.kind, row.stage), []).append(row)
@@ -125,7 +126,7 @@ def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
         flips = [row.agreement.flips / row.agreement.n for row in group if row.agreement is not None]
         table.append(
             (
-                task, split, metric, kind, "" if stage == "full" else stage,
+                short[task], split, metric, kind, "" if stage == "full" else stage,
                 maybe(mean.value), "" if mean.std is None else f"± {mean.std:.3f}",
                 f"{len(seeds)} × {max(map(len, per_seed))}", str(group[0].n), f"{group[0].majority:.3f}",
                 f"{sum(flips) / len(flips):.3f}" if flips else "",

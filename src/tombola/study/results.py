@@ -4,7 +4,7 @@ A number never travels alone: every `ScoreRow` carries its split, the number of 
 the majority line of that split. `collect` reads them from a store.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,14 +108,15 @@ def collect(store: "Store") -> Results:
     entries = sorted(store.entries(), key=lambda entry: entry.key)
     cells = {entry.key: cell_of(entry) for entry in entries}
     variants = _variants(cells)
+    short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
         if (folder / "scores.jsonl").is_file():
             rows = [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
-            scores += [replace(row, task=row.task + variant) for variant in variants[entry.key] for row in rows]
+            scores += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
         if (folder / "ticket").is_dir():
             ticket = _ticket_row(entry.key, folder)
-            tickets += [replace(ticket, task=ticket.task + variant) for variant in variants[entry.key]]
+            tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
         if (folder / "result.json").is_file():
             where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
             warnings |= dict.fromkeys(f"{where}{said}" for said in read_json(folder / "result.json")["warnings"])
@@ -164,6 +165,13 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts")}
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Each task without its options, where no two of these differ in their options alone; else all as they are."""
+    tasks = set(tasks)
+    bare = {task: task.partition(":")[0] for task in tasks}
+    return bare if len(set(bare.values())) == len(tasks) else {task: task for task in tasks}
 
 
 def scores_of(lab: "Lab", cells: "Sequence[Cell]") -> list[ScoreRow]:
