@@ -128,7 +128,7 @@ def test_sizes_of_bert_base_are_those_of_the_literature() -> None:
         Attention(square, square, square, square, n_heads=12, n_kv_heads=12, d_head=64),
         MLP((Projection("x", **wide),), Projection("x", **narrow), 3072),
     )
-    anatomy = Anatomy("bert", (layer,) * 12, sum(p.numel() for p in model.parameters()))
+    anatomy = Anatomy("bert", (layer,) * 12, {name: tuple(p.shape) for name, p in model.named_parameters()})
     assert layer.attention.values_per_head == 196_800
     assert layer.mlp.values == 4_722_432
     assert anatomy.total_parameters == 109_483_778
@@ -191,7 +191,7 @@ def test_a_mask_of_another_shape_is_refused_naming_every_part() -> None:
     with pytest.raises(MaskError, match="does not fit this bert") as caught:
         anatomy.size(wrong)
     assert caught.value.got == "heads (3, 4); w (2,)"
-    assert caught.value.expected == "heads (2, 4); mlps (2,)"
+    assert caught.value.expected == "heads (2, 4); w is no part of this model"
 
 
 # ------------------------------------------------------------------------------------------------------ wrong readings

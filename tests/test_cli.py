@@ -81,7 +81,7 @@ def test_controls_retrain_evaluate_compare_report_and_store(found: dict[str, Any
     ticket, common = found["folder"] / "tickets" / "seed-0", ("--data", data_folder, "--store", found["store"])
     code, out, _ = run("controls", ticket, "--kinds", "random,bad,strict-bad", "--draws", "2", *common)
     assert (
-        code == 0 and "strict-bad" in out and "1 × 2" in out and "controls: heads and MLPs that the good ticket keeps too" in out
+        code == 0 and "strict-bad" in out and "1 × 2" in out and "controls: what they keep that the good ticket keeps too" in out
     )
     code, out, _ = run("controls", ticket, "--kinds", "random,bad,strict-bad", "--draws", "2", *common, "--json")
     said = json.loads(out)["controls"]

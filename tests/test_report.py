@@ -32,7 +32,7 @@ def ticket(kind: str, heads: Sequence[str], mlps: str, **changes: Any) -> Ticket
     """A ticket from pictures: "x." keeps the first of two."""
     row = TicketRow(
         cell="c", model="m", task="sst2", seed=1, kind=kind, draw=0, body_share=0.5, total_share=0.75,
-        heads=tuple(tuple(mark == "x" for mark in row) for row in heads), mlps=tuple(mark == "x" for mark in mlps),
+        heads=tuple(tuple(float(mark == "x") for mark in row) for row in heads), mlps=tuple(float(mark == "x") for mark in mlps),
     )  # fmt: skip
     return replace(row, **changes)
 
@@ -167,8 +167,8 @@ def test_sizes_overlap_and_kappa_are_those_worked_by_hand() -> None:
     rows = [
         ticket("good", ["xx", ".."], "x."),
         ticket("good", ["x.", "x."], ".x", seed=2),
-        ticket("random", ["x.", ".x"], "x.", heads_shared_with_good=1, mlps_shared_with_good=1),
-        ticket("random", ["..", "xx"], ".x", draw=1, heads_shared_with_good=0, mlps_shared_with_good=0),
+        ticket("random", ["x.", ".x"], "x.", shared_with_good={"heads": 1, "mlps": 1}),
+        ticket("random", ["..", "xx"], ".x", draw=1, shared_with_good={"heads": 0, "mlps": 0}),
     ]
     read = page(*rows)
     assert read.table("What the tickets keep")[1:] == [
@@ -326,7 +326,7 @@ DOUBTFUL: dict[str, list[ScoreRow | TicketRow]] = {
         *(ticket("good", ["xx", ".."], "x."), ticket("strict-bad", ["..", "x."], ".x")),
     ],
     "random of seed 1, draw 0 shares 1 heads with good, stored as 2: two studies are mixed.": [
-        *(ticket("good", ["xx", ".."], "x."), ticket("random", ["x.", "x."], "x.", heads_shared_with_good=2)),
+        *(ticket("good", ["xx", ".."], "x."), ticket("random", ["x.", "x."], "x.", shared_with_good={"heads": 2})),
     ],
     "Tickets of models of different sizes (2 layers × 2 heads, 2 MLPs and 1 layer × 3 heads, 1 MLP): their maps, sizes and "
     "overlaps are not shown.": [ticket("good", ["x.", ".."], "x."), ticket("good", ["x.."], "x", seed=2)],
@@ -385,7 +385,7 @@ def test_scores_without_tickets_and_tickets_without_scores_are_shown() -> None:
 
 def test_hostile_names_stay_text() -> None:
     agreement = Agreement(1, 400, 1, 0, {HOSTILE: 200}, {HOSTILE: 201})
-    step = PathStep(1, HOSTILE, 3, 1, 0.7, True)
+    step = PathStep(1, HOSTILE, {"heads": 3, "mlps": 1}, 0.7, True)
     rows = [
         score(kind, "retrained", 0.8, seed=seed, task=HOSTILE, model=HOSTILE, split=HOSTILE, metric=HOSTILE, agreement=agreement)
         for kind in ("good", "random", HOSTILE)
@@ -484,9 +484,11 @@ def test_charts_of_nothing_finite_are_empty_and_of_one_value_still_have_an_axis(
 
 
 def test_search_path_follows_what_passed_and_marks_what_was_rolled_back() -> None:
-    dots = [figures.PathDot(value, passed, "joint", 4 - i, 2, f"trial {i}") for i, (value, passed) in enumerate(
-        [(0.9, True), (0.7, False), (0.85, True)]
-    )]  # fmt: skip
+    trials = [(0.9, True), (0.7, False), (0.85, True)]
+    dots = [
+        figures.PathDot(value, passed, "joint", {"heads": str(4 - i), "MLPs": "2"}, f"trial {i}")
+        for i, (value, passed) in enumerate(trials)
+    ]
     svg = figures.path_chart(dots, 0.8, label="path")
     lines = re.findall(r'class="(path[ \w]*)" x1="([\d.]+)%" y1="([\d.]+)" x2="([\d.]+)%" y2="([\d.]+)"', svg)
     assert [line[0] for line in lines] == ["path failed", "path"]
@@ -676,8 +678,9 @@ def _tickets(draw: random.Random, task: str, seed: int, dense: float) -> Iterato
         body = (len(kept) + 24 * len(kept_mlps)) / (72 + 24 * 6)
         row = TicketRow(
             cell="c", model="demo", task=task, seed=seed, kind=kind, draw=number, body_share=body, total_share=0.53 + 0.47 * body,
-            heads=tuple(tuple(12 * i + j in kept for j in range(12)) for i in blocks), mlps=tuple(i in kept_mlps for i in blocks),
-            heads_shared_with_good=len(kept & good[0]), mlps_shared_with_good=len(kept_mlps & good[1]),
+            heads=tuple(tuple(float(12 * i + j in kept) for j in range(12)) for i in blocks),
+            mlps=tuple(float(i in kept_mlps) for i in blocks),
+            shared_with_good={"heads": len(kept & good[0]), "mlps": len(kept_mlps & good[1])},
         )  # fmt: skip
         if kind == "good":
             row = replace(
@@ -693,13 +696,15 @@ def _tickets(draw: random.Random, task: str, seed: int, dense: float) -> Iterato
 
 def _path(draw: random.Random, dense: float, heads: int, mlps: int) -> Iterator[PathStep]:
     step, at, score_now = 0, (72, 6), dense
+    yield PathStep(0, "full", {"heads": 72, "mlps": 6}, dense, True)
     for phase, (heads_off, mlps_off) in (("joint", (7, 1)), ("heads", (4, 0)), ("mlps", (0, 1))):
         passed = True
         while passed:
             step, to = step + 1, (at[0] - heads_off, at[1] - mlps_off)
             passed = (to[0] >= heads or not heads_off) and (to[1] >= mlps or not mlps_off)
             score_now = max(0.9 * dense + 0.001, score_now - abs(draw.gauss(0.005, 0.006)))
-            yield PathStep(step, phase, *to, score_now if passed else 0.9 * dense - 0.012 - draw.random() * 0.02, passed)
+            kept = {"heads": to[0], "mlps": to[1]}
+            yield PathStep(step, phase, kept, score_now if passed else 0.9 * dense - 0.012 - draw.random() * 0.02, passed)
             at = to if passed else at
 
 

@@ -897,3 +897,227 @@ def test_gc_does_not_drop_a_cell_that_somebody_is_at(filled: Store) -> None:
     hang_up(filled.root, **ELSEWHERE["another computer"])
     assert filled.gc(dry_run=False, drop=lambda entry: entry.key == KEY).garbage == ()
     assert filled.load(KEY) is not None
+
+
+# -- unfinished work --------------------------------------------------------------------------------------------------
+
+
+def leave_unfinished(store: Store, key: str = KEY, size: int = 500) -> Path:
+    """What a computation that failed half-way leaves."""
+    kept: list[Path] = []
+
+    def fails(folder: Path) -> None:
+        kept.append(store.scratch(key))
+        (kept[0] / "checkpoint").mkdir()
+        (kept[0] / "checkpoint" / "part").write_bytes(b"x" * size)
+        raise ValueError("half-way")
+
+    with pytest.raises(ValueError, match="half-way"):
+        store.compute(key, DESCRIBE, fails)
+    return kept[0]
+
+
+def test_scratch_outlives_a_failed_attempt_and_goes_with_the_publishing(store: Store) -> None:
+    usage = store.disk_usage()
+    kept = leave_unfinished(store)
+    assert kept == store.root / "unfinished" / KEY
+    assert store.disk_usage() == usage + 500
+    assert leftovers(store.root) == []
+
+    def goes_on(folder: Path) -> None:
+        assert (store.scratch(KEY) / "checkpoint" / "part").read_bytes() == b"x" * 500
+        work(folder)
+
+    assert store.compute(KEY, DESCRIBE, goes_on) == (store.root / "cells" / KEY, True)
+    assert contents(store.root / "cells" / KEY) == FILES
+    assert not kept.exists()
+    assert leftovers(store.root) == []
+
+
+def test_scratch_is_found_again_after_a_kill(store: Store) -> None:
+    code = """
+def half(folder):
+    (store.scratch(KEY) / "part").write_text("so far")
+    os.kill(os.getpid(), signal.SIGKILL)
+store = Store(sys.argv[1])
+store.compute(KEY, DESCRIBE, half)
+"""
+    assert died(child(code, store.root)) == -signal.SIGKILL
+    found: list[str] = []
+
+    def goes_on(folder: Path) -> None:
+        found.append((store.scratch(KEY) / "part").read_text())
+        work(folder)
+
+    assert store.compute(KEY, DESCRIBE, goes_on)[1]
+    assert found == ["so far"]
+    assert list((store.root / "unfinished").iterdir()) == leftovers(store.root) == []
+
+
+def test_scratch_is_for_who_computes_the_cell(store: Store) -> None:
+    with pytest.raises(StoreError, match="belongs to whoever computes it") as caught:
+        store.scratch(KEY)
+    assert caught.value.got == "nobody"
+    hang_up(store.root, **ELSEWHERE["another computer"])
+    with pytest.raises(StoreError, match="belongs to whoever computes it") as caught:
+        store.scratch(KEY)
+    assert caught.value.got == "pid 1 on elsewhere"
+    with pytest.raises(StoreError, match="not the key of a cell"):
+        store.scratch("../cells")
+    assert not (store.root / "unfinished").exists()
+
+    def asks_in_a_thread(folder: Path) -> None:
+        made: list[Path] = []
+        thread = threading.Thread(target=lambda: made.append(store.scratch(OTHER)))
+        thread.start()
+        thread.join()
+        assert made == [store.root / "unfinished" / OTHER]
+        with pytest.raises(StoreError, match="belongs to whoever computes it"):
+            store.scratch("a" * 32)
+        work(folder)
+
+    assert store.compute(OTHER, DESCRIBE, asks_in_a_thread)[1]
+
+
+def test_gc_keeps_unfinished_work_unless_asked(filled: Store) -> None:
+    kept = leave_unfinished(filled, OTHER)
+    for dry_run in (True, False):
+        plan = filled.gc(dry_run=dry_run)
+        assert (plan.garbage, plan.bytes) == ((), 0)
+        assert [(item.kind, item.path, item.bytes) for item in plan.kept] == [("unfinished", kept, 500)]
+        assert (kept / "checkpoint" / "part").exists()
+    before, usage = snapshot(filled.root), filled.disk_usage()
+    plan = filled.gc(dry_run=True, unfinished=True)
+    assert [(item.kind, item.path, item.bytes) for item in plan.garbage] == [("unfinished", kept, 500)]
+    assert plan.kept == ()
+    assert snapshot(filled.root) == before
+    assert filled.gc(dry_run=False, unfinished=True) == plan
+    assert not kept.exists()
+    assert filled.disk_usage() == usage - 500
+    assert leftovers(filled.root) == []
+    assert filled.load(KEY) is not None
+
+
+def test_gc_spares_unfinished_work_that_somebody_is_at(store: Store) -> None:
+    def inside(folder: Path) -> None:
+        (store.scratch(KEY) / "part").touch()
+        plan = Store(store.root).gc(dry_run=False, unfinished=True)
+        assert plan.garbage == plan.kept == ()
+        assert (store.scratch(KEY) / "part").exists()
+        work(folder)
+
+    assert store.compute(KEY, DESCRIBE, inside)[1]
+
+
+@pytest.mark.parametrize("by", ["compute", "gc"])
+def test_unfinished_work_of_a_finished_cell_is_removed(filled: Store, by: str) -> None:
+    """Left by a kill between publishing and removing."""
+    kept = filled.root / "unfinished" / KEY
+    kept.mkdir(parents=True)
+    (kept / "part").write_bytes(b"x" * 9)
+    if by == "compute":
+        assert filled.compute(KEY, DESCRIBE, never)[1] is False
+    else:
+        plan = filled.gc(dry_run=False)
+        assert [(item.kind, item.path, item.bytes) for item in plan.garbage] == [("leftover", kept, 9)]
+    assert not kept.exists()
+    assert leftovers(filled.root) == []
+
+
+def test_unfinished_work_of_a_finished_cell_is_left_to_who_is_at_it(filled: Store) -> None:
+    kept = filled.root / "unfinished" / KEY
+    kept.mkdir(parents=True)
+    hang_up(filled.root, **ELSEWHERE["another computer"])
+    assert filled.compute(KEY, DESCRIBE, never)[1] is False
+    assert filled.gc(dry_run=False).garbage == ()
+    assert kept.exists()
+
+
+def test_read_only_store_with_unfinished_work_is_read(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (filled.root / "unfinished" / KEY).mkdir(parents=True)
+    no_writing(monkeypatch)
+    assert filled.compute(KEY, DESCRIBE, never) == (filled.root / "cells" / KEY, False)
+
+
+def test_stalled_process_leaves_the_unfinished_work_to_its_successor(store: Store) -> None:
+    inside, go, kept = threading.Event(), threading.Event(), store.root / "unfinished" / KEY
+    quick = Store(store.root, stale_after=0.2, on_message=lambda _: None)
+
+    def successor(folder: Path) -> None:
+        (quick.scratch(KEY) / "mine").touch()
+        inside.set()
+        assert go.wait(10)
+        assert (kept / "mine").exists()
+        work(folder)
+
+    thread = threading.Thread(target=quick.compute, args=(KEY, DESCRIBE, successor))
+
+    def stalled(folder: Path) -> None:
+        time.sleep(0.3)
+        thread.start()
+        assert inside.wait(10)
+        work(folder)
+
+    assert store.compute(KEY, DESCRIBE, stalled)[1]  # first to publish, though it lost its lock
+    assert (kept / "mine").exists()
+    go.set()
+    thread.join()
+    assert not kept.exists()  # removed by the second, which found it published
+    assert leftovers(store.root) == []
+
+
+def test_unfinished_work_that_cannot_be_removed_costs_no_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_unfinished(store)
+    real = os.rename
+
+    def refuses(source: Any, target: Any, **named: Any) -> None:
+        if Path(source).parent.name == "unfinished":
+            raise OSError(errno.EIO, "broken", str(source))
+        real(source, target, **named)
+
+    monkeypatch.setattr(os, "rename", refuses)
+    assert store.compute(KEY, DESCRIBE, work)[1]
+    assert contents(store.root / "cells" / KEY) == FILES
+    monkeypatch.undo()
+    assert [item.kind for item in store.gc(dry_run=False).garbage] == ["leftover"]
+
+
+# -- budget -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_cell_is_started_over_budget_and_what_is_there_is_read(filled: Store) -> None:
+    usage = filled.disk_usage()
+    tight = Store(filled.root, budget=usage - 1)
+    with pytest.raises(StoreError, match=f"over its budget, so {OTHER} was not started") as caught:
+        tight.compute(OTHER, {"step": "late"}, never)
+    (entry,) = filled.entries()
+    assert f"{KEY[:12]} train {entry.bytes:,}" in str(caught.value.got)
+    assert caught.value.expected == f"at most {usage - 1:,} bytes"
+    assert "gc" in str(caught.value.next)
+    assert leftovers(filled.root) == []
+    assert tight.compute(KEY, DESCRIBE, never)[1] is False
+    assert tight.load(KEY) is not None
+
+
+def test_cell_is_started_within_budget_and_may_fill_it(store: Store) -> None:
+    roomy = Store(store.root, budget=10_000)  # what is there decides, and not what the cell will need
+    assert roomy.compute(KEY, DESCRIBE, work)[1]
+    with pytest.raises(StoreError, match="over its budget") as caught:
+        roomy.compute(OTHER, DESCRIBE, never)
+    used = int(str(caught.value.got).split(" bytes")[0].replace(",", ""))
+    assert abs(used - roomy.disk_usage()) < 1500  # its own attempt: three small files, while it looked
+
+
+def test_largest_cells_are_named_first_and_unfinished_work_counts(store: Store) -> None:
+    for n in range(7):
+        store.compute(f"{n:032x}", {"step": f"s{n}"}, lambda folder, n=n: (folder / "a").write_bytes(b"1" * 100 * n) and None)
+    leave_unfinished(store, size=5000)
+    with pytest.raises(StoreError) as caught:
+        Store(store.root, budget=5000).compute(OTHER, DESCRIBE, never)
+    named = [part.split()[1] for part in str(caught.value.got).partition("largest cells: ")[2].split(", ")]
+    assert named == ["s6", "s5", "s4", "s3", "s2"]
+
+
+def test_store_without_a_budget_is_not_walked(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "disk_usage", lambda self: pytest.fail("walked the store"))
+    assert filled.compute(OTHER, DESCRIBE, work)[1]

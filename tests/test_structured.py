@@ -270,8 +270,12 @@ def test_removed_heads_weigh_in_the_norm_only_when_all_heads_are_members() -> No
     # layer 0 lost a head of 24; what is left is 7 of 7, or 7 of 25. Layer 1: 3 and 4 of 5
     importance = Importance(torch.tensor([[24.0, 7.0], [3.0, 4.0]]).double(), torch.ones(2).double())
     start = without((0, 0), layers=2, heads=2)
-    assert remove_lowest(start, importance, 1, 0, norm_over_remaining=True) == without((0, 0), (1, 0), layers=2, heads=2)
-    assert remove_lowest(start, importance, 1, 0, norm_over_remaining=False) == without((0, 0), (0, 1), layers=2, heads=2)
+    assert remove_lowest(start, importance, 1, 0, SPruneSettings(importance_norm_members="remaining_heads")) == without(
+        (0, 0), (1, 0), layers=2, heads=2
+    )
+    assert remove_lowest(start, importance, 1, 0, SPruneSettings(importance_norm_members="all_heads")) == without(
+        (0, 0), (0, 1), layers=2, heads=2
+    )
 
 
 def test_equal_heads_and_mlps_go_in_order_of_position() -> None:

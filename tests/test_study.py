@@ -19,6 +19,7 @@ from tombola.study.steps import STEPS
 from tombola.ticket import Ticket
 
 FAST = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}
+SETTINGS = resolve(FAST, (0,))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data_fold
     cells = []
     for one in planned:
         tested = [plan_test(one.search, one.dense, retrain=True)]
-        tested += plan_controls(one.search, one.dense, ("random", "bad", "strict-bad"), 2, retrain=True)
+        tested += plan_controls(one.search, one.dense, ("random", "bad", "strict-bad"), 2, SETTINGS, retrain=True)
         cells += [cell for each in tested for cell in each.cells]
     lab.run(cells)
     return {"store": store, "tickets": tickets, "planned": planned, "results": collect(lab.store)}
@@ -92,7 +93,7 @@ def test_a_store_can_be_moved_and_its_tickets_still_find_their_weights(
     moved = tmp_path / "moved"
     shutil.copytree(world["store"], moved)
     lab, one = open_lab(moved, data_folder), world["planned"][0]
-    (control,) = plan_controls(one.search, one.dense, ("random",), 1, retrain=False)
+    (control,) = plan_controls(one.search, one.dense, ("random",), 1, SETTINGS, retrain=False)
     for cell in (one.search, control.ticket):
         ticket = jobs.ticket_of(lab, cell)
         assert Path(str(ticket.found_on.path)).is_relative_to(moved)
@@ -130,11 +131,11 @@ def test_controls_have_exactly_the_size_of_what_they_control(world: dict[str, An
             assert (heads, mlps) == (good_heads, good_mlps)
         else:
             assert heads == min(good_heads, 8 - good_heads) and mlps == min(good_mlps, 2 - good_mlps)
-            assert control.heads_shared_with_good == 0 and control.mlps_shared_with_good == 0
+            assert control.shared_with_good == {"heads": 0, "mlps": 0}
         shared = sum(
             a and b for x, y in zip(control.heads, good[control.seed].heads, strict=True) for a, b in zip(x, y, strict=True)
         )
-        assert control.heads_shared_with_good == shared
+        assert control.shared_with_good["heads"] == shared
 
 
 def test_every_score_has_split_rows_majority_and_agreement(world: dict[str, Any]) -> None:
@@ -189,7 +190,11 @@ def test_a_changed_default_or_input_changes_the_key() -> None:
 def test_missing_lists_shared_work_once_and_inputs_first(tmp_path: Path, tiny_folder: Path, data_folder: Path) -> None:
     lab = open_lab(tmp_path, data_folder)
     (found,) = plan_find(lab, str(tiny_folder), "sst2", resolve(FAST, (0,)), (0,))
-    asked = [cell for tested in plan_controls(found.search, found.dense, ("random",), 2, retrain=True) for cell in tested.cells]
+    asked = [
+        cell
+        for tested in plan_controls(found.search, found.dense, ("random",), 2, SETTINGS, retrain=True)
+        for cell in tested.cells
+    ]
     missing = lab.missing(asked)
     assert [cell.step for cell in missing].count("fine_tune") == 1
     assert len({cell.key for cell in missing}) == len(missing) == 1 + 1 + 2 * 3
@@ -324,7 +329,7 @@ def test_data_of_another_day_are_not_taken_for_the_planned_ones(world: dict[str,
     write_task(tmp_path, "sst2", "validation", sentiment_rows(80, seed=6))
     lab = open_lab(world["store"], tmp_path)
     one = world["planned"][0]
-    (control,) = plan_controls(one.search, one.dense, ("random",), 8, retrain=False)[7:]
+    (control,) = plan_controls(one.search, one.dense, ("random",), 8, SETTINGS, retrain=False)[7:]
     with pytest.raises(DataError, match="not those this run was made with"):
         lab.run([control.pruned])
     assert lab.store.load(control.pruned.key) is None, "nothing half-written"
@@ -333,8 +338,8 @@ def test_data_of_another_day_are_not_taken_for_the_planned_ones(world: dict[str,
 def test_unknown_kinds_draws_and_methods_are_refused(world: dict[str, Any], data_folder: Path, tiny_folder: Path) -> None:
     one = world["planned"][0]
     with pytest.raises(SettingsError, match="unknown kind of control 'worse'"):
-        plan_controls(one.search, one.dense, ("worse",), 1, retrain=False)
+        plan_controls(one.search, one.dense, ("worse",), 1, SETTINGS, retrain=False)
     with pytest.raises(SettingsError, match="nothing is asked for"):
-        plan_controls(one.search, one.dense, ("random",), 0, retrain=False)
+        plan_controls(one.search, one.dense, ("random",), 0, SETTINGS, retrain=False)
     with pytest.raises(TombolaError, match="unknown method"):
-        plan_find(lab_of(world, data_folder), str(tiny_folder), "sst2", resolve({}, (0,)), (0,), "magic")
+        resolve({}, (0,), method="magic")

@@ -9,6 +9,7 @@ proved in the same way.
 Order of reading: the data classes, `read_anatomy`, `_roles` (structure), `prove` (numbers).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class Attention:
     d_head: int
 
     @property
+    def projections(self) -> tuple[Projection, ...]:
+        return (self.q, self.k, self.v, self.o)
+
+    @property
     def values_per_head(self) -> int:
         """Parameters that go when a head goes: its q, k, v rows with biases and its columns of o; the bias of o stays.
 
@@ -63,9 +68,13 @@ class MLP:
     d_ffn: int
 
     @property
+    def projections(self) -> tuple[Projection, ...]:
+        return (*self.ins, self.out)
+
+    @property
     def values(self) -> int:
         """Parameters that go when the MLP goes, the bias of `out` included. BERT-base: 4,722,432."""
-        return sum((p.n_in + p.has_bias) * p.n_out for p in (*self.ins, self.out))
+        return sum((p.n_in + p.has_bias) * p.n_out for p in self.projections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ class Size:
     """What a mask keeps, in parameters. Shares are fractions in [0, 1]."""
 
     kept_values: int  # of the maskable ones
-    maskable_values: int  # heads + MLPs (the "body")
+    maskable_values: int  # heads + MLPs (the "body"), or the values of an unstructured mask's scope
     total_parameters: int  # of the whole model, embeddings and head included
 
     @property
@@ -103,7 +112,11 @@ class Anatomy:
 
     model_type: str
     layers: tuple[Layer, ...]
-    total_parameters: int
+    shapes: Mapping[str, tuple[int, ...]]  # of every parameter, by name
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
 
     @property
     def n_layers(self) -> int:
@@ -122,19 +135,75 @@ class Anatomy:
         )
 
     def size(self, mask: Mask) -> Size:
-        """What `mask` keeps of heads and MLPs. Raises: MaskError when it does not fit."""
+        """What `mask` keeps, see `size_of`. Raises: MaskError when it does not fit."""
         self.check(mask)
-        return size_of(self.summary(), self.full_mask() & mask)
+        return size_of(self.summary(), mask)
+
+    def as_values(self, mask: Mask) -> dict[str, Tensor]:
+        """What the heads and MLPs of `mask` are in single values: parameter name -> mask of its shape, True = kept.
+
+        Of a removed head the q, k, v rows and the columns of o, whose bias stays (a kv-head's rows go when every head that reads
+        it is gone); of a removed MLP everything, the bias of `out` included. Parameters that lose nothing are left out.
+        """
+        full = self.full_mask() & mask
+        assert full.heads is not None and full.mlps is not None
+        kept: dict[str, Tensor] = {}
+        for layer, heads, mlp in zip(self.layers, full.heads, full.mlps, strict=True):
+            attention = layer.attention
+            rows = heads.repeat_interleave(attention.d_head)
+            kv_rows = heads.view(attention.n_kv_heads, -1).any(1).repeat_interleave(attention.d_head)
+            for projection, of in ((attention.q, rows), (attention.k, kv_rows), (attention.v, kv_rows)):
+                kept[f"{projection.path}.weight"] = of[:, None].expand(projection.n_out, projection.n_in)
+                if projection.has_bias:
+                    kept[f"{projection.path}.bias"] = of
+            kept[f"{attention.o.path}.weight"] = rows.expand(attention.o.n_out, attention.o.n_in)
+            for projection in layer.mlp.projections:
+                for name in ("weight", "bias") if projection.has_bias else ("weight",):
+                    kept[f"{projection.path}.{name}"] = mlp.expand(self.shapes[f"{projection.path}.{name}"])
+        return {name: part for name, part in kept.items() if not bool(part.all())}
+
+    def survival(self, mask: Mask) -> tuple[Tensor, Tensor]:
+        """What `mask` keeps of each head [layer, head] and of each MLP [layer], as a share in [0, 1]: 1 or 0 for whole parts.
+
+        Of single values: the share kept among the values of a part that the mask names (of a head its rows of q, k, v and its
+        columns of o; of a grouped kv-head the same for each head that reads it); 1 where it names none.
+        """
+        self.check(mask)
+        full, values = self.full_mask() & mask.structured(), mask.values
+        assert full.heads is not None and full.mlps is not None
+        heads, mlps = full.heads.double(), full.mlps.double()
+
+        def counts(name: str, n: int, axis: int = 0) -> Tensor:
+            """[n, 2]: kept and all values of each of n equal slices along `axis`."""
+            if name not in values:
+                return torch.zeros(n, 2, dtype=torch.float64)
+            slices = values[name].movedim(axis, 0).reshape(n, -1).double()
+            return torch.stack([slices.sum(1), torch.full((n,), float(slices.shape[1]), dtype=torch.float64)], dim=1)
+
+        for i, layer in enumerate(self.layers):
+            a = layer.attention
+            of_head = sum(
+                counts(f"{p.path}.{name}", n).repeat_interleave(a.n_heads // n, 0)
+                for p, n in ((a.q, a.n_heads), (a.k, a.n_kv_heads), (a.v, a.n_kv_heads))
+                for name in ("weight", "bias")
+            ) + counts(f"{a.o.path}.weight", a.n_heads, axis=1)
+            of_mlp = sum(counts(f"{p.path}.{name}", 1) for p in layer.mlp.projections for name in ("weight", "bias"))
+            assert isinstance(of_mlp, Tensor)
+            heads[i] *= torch.where(of_head[:, 1] > 0, of_head[:, 0] / of_head[:, 1].clamp_min(1), 1.0)
+            mlps[i] *= torch.where(of_mlp[:, 1] > 0, of_mlp[:, 0] / of_mlp[:, 1].clamp_min(1), 1.0)[0]
+        return heads, mlps
 
     def check(self, mask: Mask) -> None:
         """Raises: MaskError naming every part of `mask` that does not fit this model."""
-        shapes = {"heads": (self.n_layers, self.n_heads), "mlps": (self.n_layers,)}
+        shapes = {"heads": (self.n_layers, self.n_heads), "mlps": (self.n_layers,)} | dict(self.shapes)
         wrong = {n: tuple(p.shape) for n, p in mask.parts().items() if shapes.get(n) != tuple(p.shape)}
         if wrong:
+            few = list(wrong)[:6]
             raise MaskError(
                 f"the mask does not fit this {self.model_type}",
-                got="; ".join(f"{name} {shape}" for name, shape in wrong.items()),
-                expected="; ".join(f"{name} {shape}" for name, shape in shapes.items()),
+                got="; ".join(f"{name} {wrong[name]}" for name in few)
+                + (f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""),
+                expected="; ".join(f"{name} {shapes.get(name, 'is no part of this model')}" for name in few),
                 next="use the ticket on the base it was found on",
             )
 
@@ -191,8 +260,8 @@ def read_anatomy(model: nn.Module, layout: Layout | None = None) -> Anatomy:
         layers = tuple(_layer(model, path, role) for path, role in roles.items())
         if len({layer.attention.n_kv_heads for layer in layers}) > 1:
             raise AnatomyError("layers have different numbers of kv-heads", got=[x.attention.n_kv_heads for x in layers])
-        total = sum(p.numel() for p in model.parameters())
-        anatomy = Anatomy(getattr(model.config, "model_type", type(model).__name__), layers, total)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        anatomy = Anatomy(getattr(model.config, "model_type", type(model).__name__), layers, shapes)
         prove(model, anatomy)
     return anatomy
 
@@ -510,12 +579,27 @@ def _span(channels: Sequence[int]) -> str:
 
 
 def size_of(summary: Mapping[str, Any], mask: Mask) -> Size:
-    """What a mask over heads and MLPs keeps in a model with this `Anatomy.summary()`."""
-    assert mask.heads is not None and mask.mlps is not None
+    """What a mask keeps in a model with this `Anatomy.summary()`: of heads and MLPs, or of the parameters it names.
+
+    Raises: MaskError for a mask that has both, of which the same value could be counted twice.
+    """
+    counts = mask.counts()
+    if mask.values:
+        if len(mask.values) < len(counts):
+            raise MaskError(
+                "a mask of heads or MLPs and of single values at once has no one size",
+                got=list(counts)[:6],
+                expected="one of the two",
+                next="Anatomy.as_values says what its heads and MLPs are in single values",
+            )
+        kept, maskable = (sum(count[i] for count in counts.values()) for i in (0, 1))
+        return Size(kept, maskable, summary["total_parameters"])
     per_head, per_mlp = torch.tensor(summary["values_per_head"]), torch.tensor(summary["values_per_mlp"])
+    heads = torch.full_like(per_head, summary["heads"]) if mask.heads is None else mask.heads.sum(1)
+    mlps = torch.ones_like(per_mlp, dtype=torch.bool) if mask.mlps is None else mask.mlps
     return Size(
-        kept_values=int((mask.heads.sum(1) * per_head).sum() + (mask.mlps * per_mlp).sum()),
-        maskable_values=int((per_head * mask.heads.shape[1] + per_mlp).sum()),
+        kept_values=int((heads * per_head).sum() + (mlps * per_mlp).sum()),
+        maskable_values=int((per_head * summary["heads"] + per_mlp).sum()),
         total_parameters=summary["total_parameters"],
     )
 

@@ -18,6 +18,7 @@ from tombola.terminal import (
     maybe,
     megabytes,
     print_json,
+    print_ladder,
     print_overlaps,
     print_plan,
     print_scores,
@@ -47,6 +48,12 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would ru
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting by name, NAME=VALUE; repeatable. `tombola find --help` has the common ones."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="paper, released or corrected: all settings not given.  [default: corrected]")
+]
+BudgetOption = Annotated[
+    float | None, typer.Option("--disk-budget", help="Start nothing more when the store holds so many GB.", min=0)
 ]
 STORE = Path("tombola-store")
 
@@ -86,7 +93,7 @@ def demo(
     cells = [cell for one in found for cell in one.cells]
     for one in found:
         tested = [plan_test(one.search, one.dense, retrain=True)]
-        tested += plan_controls(one.search, one.dense, DEMO_CONTROLS, 1, retrain=True)
+        tested += plan_controls(one.search, one.dense, DEMO_CONTROLS, 1, settings, retrain=True)
         cells += [cell for each in tested for cell in each.cells]
     lab.run(cells)
     print_scores(lab, cells)
@@ -101,14 +108,16 @@ def inspect(
 ) -> None:
     """What a model is made of: layers, heads, kv-heads, MLP widths, and how many values a mask of each scope has."""
     from tombola.anatomy import read_anatomy
+    from tombola.scope import scope_sizes
     from tombola.ticket import load_weights, resolve_model
 
     _quiet()
     source = resolve_model(model)
-    anatomy = read_anatomy(load_weights(source.folder, ("0", "1"), head_seed=0))
+    loaded = load_weights(source.folder, ("0", "1"), head_seed=0)
+    anatomy = read_anatomy(loaded)
     said = anatomy.summary()
     heads, mlps = anatomy.n_heads * sum(said["values_per_head"]), sum(said["values_per_mlp"])
-    scopes = {"heads": heads, "mlps": mlps, "heads+mlps": heads + mlps}
+    scopes = {"heads": heads, "mlps": mlps, "heads+mlps": heads + mlps} | scope_sizes(loaded, anatomy)
     if as_json:
         identity = {"model": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
         print_json(identity | said | {"maskable_values": scopes})
@@ -127,12 +136,19 @@ def inspect(
 def find(
     model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name (pinned to a commit, recorded).")],
     task: Annotated[str, typer.Argument(help="cola, sst2, mrpc, rte, acceptability, nli-overlap[:strength=0.9].")],
-    method: Annotated[str, typer.Option(help="The search.")] = "s-prune",
+    method: Annotated[str, typer.Option(help="s-prune (heads, MLPs), m-prune (values, to a floor), one-shot.")] = "s-prune",
+    preset: PresetOption = None,
     floor: Annotated[
         float | None, typer.Option(help="Share of the full score a ticket must hold, in (0, 1].  [default: 0.9]")
     ] = None,
     floor_rule: Annotated[str | None, typer.Option(help="fraction_of_full or fraction_above_baseline.")] = None,
-    procedure: Annotated[str | None, typer.Option(help="joint, heads or mlps.")] = None,
+    procedure: Annotated[str | None, typer.Option(help="s-prune: joint, heads or mlps.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="one-shot: removed share of the maskable values, in [0, 1).")] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Which values are maskable, see `tombola inspect`; body:weights+pooler …")
+    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="magnitude, random, taylor or taylor-signed.")] = None,
+    granularity: Annotated[str | None, typer.Option(help="Values compete globally or per_matrix.")] = None,
     seeds: Annotated[str, typer.Option(help="Run seeds, separated by commas.")] = "0",
     train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows.")] = None,
     selection_rows: Annotated[int | None, typer.Option(help="Choose the mask on at most so many rows.")] = None,
@@ -140,27 +156,52 @@ def find(
     learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-5]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: 32]")] = None,
     setting: SetOption = None,
+    kinds: Annotated[str, typer.Option("--controls", help="Also draw controls of these kinds, separated by commas.")] = "",
+    draws: Annotated[int, typer.Option(help="Independent draws of each kind of control.")] = 1,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Also train ticket and controls from the base.")] = False,
+    ladder: Annotated[
+        str | None, typer.Option(help="A:B, two presets: what each option in which they differ costs, one at a time.")
+    ] = None,
     data: DataOption = None,
     store: StoreOption = STORE,
+    budget: BudgetOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the ticket here (one folder per seed if several).")] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune MODEL on TASK, then find the smallest mask on the search's path that still holds the floor. One ticket a seed."""
-    from tombola.study.jobs import found_ticket, plan_find
+    """Fine-tune MODEL on TASK, then search for a ticket: one for each seed. --controls and --retrain test it in the same run."""
+    from tombola.study.jobs import found_ticket, plan_controls, plan_find, plan_ladder, plan_test
     from tombola.study.settings import resolve
 
     given = {
-        "floor": floor, "floor_rule": floor_rule, "procedure": procedure, "train_rows": train_rows,
-        "selection_rows": selection_rows, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
+        "floor": floor, "floor_rule": floor_rule, "procedure": procedure, "sparsity": sparsity, "scope": scope,
+        "criterion": criterion, "granularity": granularity, "train_rows": train_rows, "selection_rows": selection_rows,
+        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
     }  # fmt: skip
-    run_seeds = _numbers(seeds)
+    run_seeds, control_kinds = _numbers(seeds), _words(kinds)
     values, own = _split_seeds({name: value for name, value in given.items() if value is not None} | _assignments(setting))
-    settings = resolve(values, run_seeds, own)
+    if ladder is not None:
+        _refuse_with_ladder(preset, out)
+        lab = _open(store, data, budget=budget)
+        rungs = plan_ladder(
+            lab, model, task, ladder, values, run_seeds, own, method=method, kinds=control_kinds, draws=draws, retrain=retrain
+        )
+        cells = [cell for rung in rungs for cell in rung.cells]
+        if dry_run:
+            print_plan(lab, cells, as_json)
+            return
+        lab.run(cells)
+        print_ladder(lab, rungs, as_json)
+        return
+    settings = resolve(values, run_seeds, own, method=method, preset=preset or "corrected")
     targets = _targets(out, run_seeds)
-    lab = _open(store, data)
-    planned = plan_find(lab, model, task, settings, run_seeds, method)
+    lab = _open(store, data, budget=budget)
+    planned = plan_find(lab, model, task, settings, run_seeds)
     cells = [cell for found in planned for cell in found.cells]
+    for one in planned:
+        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if retrain else []
+        tested += plan_controls(one.search, one.dense, control_kinds, draws, settings, retrain=retrain) if control_kinds else []
+        cells += [cell for each in tested for cell in each.cells]
     if dry_run:
         print_plan(lab, cells, as_json)
         return
@@ -183,21 +224,27 @@ def find(
 @app.command()
 def controls(
     ticket: Annotated[str, typer.Argument(help="A ticket's folder, or the start of its cell's key.")],
-    kinds: Annotated[str, typer.Option(help="Kinds of control, separated by commas.")] = "random,bad,strict-bad",
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of control, separated by commas; README.md lists them.")
+    ] = "random,bad,strict-bad",
     draws: Annotated[int, typer.Option(help="Independent draws of each kind.")] = 3,
     retrain: Annotated[bool, typer.Option("--retrain", help="Also train the controls and the ticket from the base.")] = False,
+    preset: PresetOption = None,
+    setting: SetOption = None,
     data: DataOption = None,
     store: StoreOption = STORE,
+    budget: BudgetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw control tickets of exactly the same size and score them beside the good one, with what they share with it."""
-    from tombola.study.jobs import dense_of, plan_controls, plan_test, resolve_ticket
+    from tombola.study.jobs import dense_of, plan_controls, plan_test, read_ticket, resolve_ticket, test_settings
 
-    lab = _open(store, data)
+    lab = _open(store, data, budget=budget)
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket)
-    planned = [plan_test(taken, dense, retrain=retrain)]
-    planned += plan_controls(taken, dense, [kind.strip() for kind in kinds.split(",") if kind.strip()], draws, retrain=retrain)
+    settings = test_settings(read_ticket(lab, ticket), _assignments(setting), preset)
+    planned = [plan_test(taken, dense, settings.retrain, retrain=retrain)]
+    planned += plan_controls(taken, dense, _words(kinds), draws, settings, retrain=retrain)
     cells = [dense, *(cell for one in planned for cell in one.cells)]
     if dry_run:
         print_plan(lab, cells, as_json)
@@ -358,6 +405,18 @@ def _numbers(text: str) -> list[int]:
         raise SettingsError([TombolaError("seeds are not whole numbers", got=text, expected="for example 0,1,2")]) from None
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _refuse_with_ladder(preset: str | None, out: Path | None) -> None:
+    given = [f"--{name}" for name, value in (("preset", preset), ("out", out)) if value is not None]
+    if given:
+        raise TombolaError(
+            "a ladder has presets of its own and makes many tickets", got=" and ".join(given), expected="--ladder without them"
+        )
+
+
 def _assignments(given: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE as a mapping; a value that reads as JSON is taken as such, else as text."""
     values: dict[str, Any] = {}
@@ -398,7 +457,7 @@ def _refuse_filled(folder: Path | None, but: str = "") -> None:
         raise TombolaError(f"{folder} is not empty", expected="a new or empty folder", next="name another folder with --out")
 
 
-def _open(store: Path, data: Path | None, *, reads: bool = False) -> "Lab":
+def _open(store: Path, data: Path | None, *, reads: bool = False, budget: float | None = None) -> "Lab":
     """The lab of one verb: a store, the data, progress on stderr. A verb that only reads refuses a store that is not there."""
     from tombola.store import Store
     from tombola.study.cells import Lab
@@ -411,7 +470,8 @@ def _open(store: Path, data: Path | None, *, reads: bool = False) -> "Lab":
             "there is no such store", got=str(store), expected="a folder of results", next="tombola find makes one"
         )
     progress = Progress()
-    return Lab(Store(store, on_message=progress.say), data, progress)
+    most = None if budget is None else round(budget * 1e9)
+    return Lab(Store(store, on_message=progress.say, budget=most), data, progress)
 
 
 def _quiet() -> None:
@@ -458,7 +518,7 @@ def _ticket_json(lab: "Lab", taken: "Cell | Given", scored: "Sequence[Cell | Non
         "draw": ticket.details.get("draw", 0),
         "cell": ticket.cell,
         "identity": ticket.identity,
-        "kept": {name: kept for name, (kept, _) in ticket.mask.counts().items()},
+        "kept": {name: kept for name, (kept, _) in ticket.mask.counts_by_type().items()},
         "shared_with_good": ticket.details.get("shared_with_good"),
         "sparsity": ticket.sparsity,
         "scores": [row for cell in scored if cell is not None for row in read_rows(lab.folder(cell) / "scores.jsonl")],

@@ -6,6 +6,8 @@ ignores `head_mask=` without a word; so gates are our own hooks, they refuse `he
 probe that a mask does what it says.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy, Layout, evaluating, probe_inputs, read_anatomy, same_anatomy
-from tombola.errors import MaskError
+from tombola.errors import MaskError, TicketError
+from tombola.held import HeldValues
+from tombola.lesion import LESIONS
 from tombola.mask import Mask
 from tombola.ticket import Ticket, load_weights, locate_weights
 
@@ -36,6 +40,7 @@ class Gates:
         self._heads: list[Tensor | None] = [None] * self.anatomy.n_layers  # None = all open, and no work done
         self._mlps: list[Tensor | None] = [None] * self.anatomy.n_layers
         self.set(self.anatomy.full_mask() if mask is None else mask)  # first: a mask that does not fit leaves no hooks
+        self.held: HeldValues | None = None  # single values that `hold` keeps at zero beside what is gated
         self._handles = [model.register_forward_pre_hook(refuse_head_mask, with_kwargs=True)]
         for i, layer in enumerate(self.anatomy.layers):
             o, out = (model.get_submodule(p.path) for p in (layer.attention.o, layer.mlp.out))
@@ -44,8 +49,15 @@ class Gates:
             self._handles.append(out.register_forward_hook(partial(self._gate_mlp, i)))
 
     def set(self, mask: Mask) -> None:
-        """From now on the model runs under `mask`. Raises: MaskError when it does not fit."""
+        """From now on the model runs under `mask`. Raises: MaskError when it does not fit, or has single values: see `masked`."""
         self.anatomy.check(mask)
+        if mask.values:
+            raise MaskError(
+                "gates open and close heads and MLPs; single values have none",
+                got=f"a mask of {len(mask.values)} parameters",
+                expected="heads and mlps",
+                next="use tombola.masked(model, anatomy, mask), or tombola.load to hold a ticket's mask for good",
+            )
         self.mask = self.anatomy.full_mask() & mask
         parameter = next(self.model.parameters())
         assert self.mask.heads is not None and self.mask.mlps is not None
@@ -69,6 +81,8 @@ class Gates:
         """Takes every hook off the model."""
         while self._handles:
             self._handles.pop().remove()
+        if self.held is not None:
+            self.held.remove()
 
     def __enter__(self) -> "Gates":
         return self
@@ -136,10 +150,14 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
     held mask has made zero. Under the mask every row must equal the untouched row 0 (nothing leaks through); with the gates
     open every row must differ from it (the part is really used). Two forward passes.
 
+    Single values are proved beside them, see `_prove_values_act`.
+
     Raises: MaskError naming the layers where either fails. A mask that removes nothing is proved at once.
     """
     anatomy.check(mask)
-    mask = anatomy.full_mask() & mask
+    if mask.values:
+        _prove_values_act(model, mask)
+    mask = anatomy.full_mask() & mask.structured()
     assert mask.heads is not None and mask.mlps is not None
     sites = [("heads", i) for i in range(anatomy.n_layers) if not bool(mask.heads[i].all())]
     sites += [("mlps", i) for i in range(anatomy.n_layers) if not bool(mask.mlps[i])]
@@ -206,34 +224,88 @@ def first_tensor(output: Any) -> Tensor:
     return logits if isinstance(logits, Tensor) else next(x for x in tensors if isinstance(x, Tensor))
 
 
+def _prove_values_act(model: nn.Module, mask: Mask) -> None:
+    """Every parameter that loses values is read by the model, and filling them with random numbers moves the output.
+
+    One forward and backward pass for the first, two forward passes for the second; weights are given back bit for bit.
+    Raises: MaskError. A mask of key biases alone is refused too: a bias of all keys moves no softmax.
+    """
+    parameters = dict(model.named_parameters())
+    losing = {name: part for name, part in mask.values.items() if not bool(part.all())}
+    if not losing:
+        return
+    probe, wanted = probe_inputs(model, batch=2), {name: parameters[name].requires_grad for name in losing}
+    with evaluating(model), torch.enable_grad():
+        for name in losing:
+            parameters[name].requires_grad_(True)
+        try:
+            moved = first_tensor(model(**probe)).double().square().sum()
+            unread = torch.autograd.grad(moved, [parameters[name] for name in losing], allow_unused=True)
+        finally:
+            for name, was in wanted.items():
+                parameters[name].requires_grad_(was)
+    idle = [name for name, gradient in zip(losing, unread, strict=True) if gradient is None]
+    outputs = []
+    generator = torch.Generator().manual_seed(2)
+    for fill in (0.0, 1.0):
+        with evaluating(model), torch.no_grad(), _restored([parameters[name] for name in losing]):
+            for name, part in losing.items():
+                noise = torch.randn(part.shape, generator=generator).to(parameters[name])
+                spread = parameters[name].std() if parameters[name].numel() > 1 else parameters[name].abs()
+                parameters[name].copy_(torch.where(part.to(noise.device), parameters[name], fill * (spread + 0.01) * noise))
+            outputs.append(first_tensor(model(**probe)).float())
+    if idle or torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-7):
+        raise MaskError(
+            "the mask did not act",
+            got=f"the model never reads {', '.join(idle[:6])}" if idle else "what it removes does not move the output",
+            expected="removed values that the output depends on",
+            next="choose another scope: the pooler of a model whose head does not read it, or key biases alone, do nothing",
+        )
+
+
+@contextmanager
+def _restored(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """These parameters get their present values back, bit for bit."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+
+
+@contextmanager
+def masked(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Iterator[None]:
+    """The model under `mask`: heads and MLPs gated, single values zero. Afterwards it is as it was, bit for bit.
+
+    Costs one copy of the parameters that the mask names. Raises: MaskError when it does not fit.
+    """
+    anatomy.check(mask)
+    parameters = dict(model.named_parameters())
+    with Gates(model, anatomy, mask.structured()), _restored([parameters[name] for name in mask.values]):
+        with torch.no_grad():
+            for name, part in mask.values.items():
+                parameters[name].mul_(part.to(parameters[name]))
+        yield
+
+
 def hold(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Gates:
     """Puts `mask` on `model` for good and returns the gates: what is removed is zero in the weights, and stays zero.
 
-    Zero are the columns of o of a removed head, and weight and bias of a removed MLP's `out`: the saved model computes the
-    same without gates. While it trains, closed gates give exactly these values a gradient of zero. q, k, v and MLP-in
-    values of removed parts can no longer reach the output; they are zeroed as well, so that they cannot be taken for alive.
+    Zero are the columns of o of a removed head, weight and bias of a removed MLP's `out`, and single values that the mask
+    removes: the saved model computes the same without gates. While it trains, closed gates give exactly these values a
+    gradient of zero, and `HeldValues` does for single values. q, k, v and MLP-in values of removed parts can no longer reach
+    the output; they are zeroed as well, so that they cannot be taken for alive.
     """
-    gates = Gates(model, anatomy, mask)
-    assert gates.mask.heads is not None and gates.mask.mlps is not None
+    anatomy.check(mask)
+    parameters = dict(model.named_parameters())
+    gates = Gates(model, anatomy, mask.structured())
     with torch.no_grad():
-        for layer, heads, mlp in zip(anatomy.layers, gates.mask.heads, gates.mask.mlps, strict=True):
-            attention = layer.attention
-            gone = (~heads).repeat_interleave(attention.d_head).to(next(model.parameters()).device)
-            o: Any = model.get_submodule(attention.o.path)
-            o.weight[:, gone] = 0.0
-            if attention.n_kv_heads == attention.n_heads:
-                kv_gone = gone
-            else:  # a kv-head goes when all heads that read it are gone
-                kv_gone = ~heads.view(attention.n_kv_heads, -1).any(1).repeat_interleave(attention.d_head)
-            for projection, rows in ((attention.q, gone), (attention.k, kv_gone), (attention.v, kv_gone)):
-                module: Any = model.get_submodule(projection.path)
-                module.weight[rows] = 0.0
-                if projection.has_bias:
-                    module.bias[rows] = 0.0
-            if not bool(mlp):
-                for projection in (*layer.mlp.ins, layer.mlp.out):
-                    for parameter in model.get_submodule(projection.path).parameters():
-                        parameter.zero_()
+        for name, kept in anatomy.as_values(mask.structured()).items():
+            parameters[name][~kept.to(parameters[name].device)] = 0.0
+    if mask.values:
+        gates.held = HeldValues(model, mask.values)
     return gates
 
 
@@ -258,7 +330,21 @@ def load(ticket: "Ticket | Path | str", weights: str | Path = "base", *, layout:
             expected={name: ticket.anatomy[name] for name in differing},
             next="use weights of the base it was found on",
         )
+    lesion_of(ticket)(model, anatomy)
     prove_acts(model, anatomy, ticket.mask)
     model.tombola_gates = hold(model, anatomy, ticket.mask)
     model.tombola_weights = {"weights": str(weights), "folder": str(place), "fingerprint": fingerprint}
     return model
+
+
+def lesion_of(ticket: Ticket) -> Callable[[nn.Module, Anatomy], None]:
+    """What a control of weights does to them, in place, before its mask is put on; nothing for all other tickets.
+
+    Raises: TicketError when the ticket names a lesion that this version does not know.
+    """
+    said = ticket.details.get("lesion")
+    if said is None:
+        return lambda model, anatomy: None
+    if said["name"] not in LESIONS:
+        raise TicketError("the ticket is of an unknown lesion", got=said["name"], expected=", ".join(LESIONS))
+    return lambda model, anatomy: LESIONS[said["name"]](model, anatomy, said["seed"])

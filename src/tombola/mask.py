@@ -67,6 +67,10 @@ class Mask:
         units = {name: getattr(self, name) for name in UNITS if getattr(self, name) is not None}
         return units | dict(self.values)
 
+    def structured(self) -> "Mask":
+        """Its heads, MLPs and neurons, without single values."""
+        return Mask(heads=self.heads, mlps=self.mlps, neurons=self.neurons)
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """(kept, all) entries of each part."""
         return {name: (int(part.sum()), part.numel()) for name, part in self.parts().items()}
@@ -119,6 +123,27 @@ class Mask:
             name: overlap_of_counts(a[name].numel(), int(a[name].sum()), int(b[name].sum()), int((a[name] & b[name]).sum()))
             for name in common
         }
+
+    def overlap_by_type(self, other: "Mask") -> dict[str, Overlap]:
+        """`overlap` with all single values taken together, as "values": what is said of tickets in one line."""
+        by_part = self.overlap(other)
+        values = [by_part.pop(name) for name in list(by_part) if name not in UNITS]
+        if values:
+            n, a, b, shared = (sum(getattr(one, of) for one in values) for of in ("n", "size_a", "size_b", "shared"))
+            by_part["values"] = overlap_of_counts(n, a, b, shared)
+        return by_part
+
+    def counts_by_type(self) -> dict[str, tuple[int, int]]:
+        """`counts` with all single values taken together, as "values"."""
+        by_part = self.counts()
+        values = [by_part.pop(name) for name in list(by_part) if name not in UNITS]
+        return by_part | ({"values": (sum(k for k, _ in values), sum(n for _, n in values))} if values else {})
+
+    def flat(self, part: str) -> Bool[Tensor, " entry"]:
+        """All entries of one part in a row; "values" are those of all parameters, in the order of their names."""
+        return torch.cat(
+            [one.flatten() for name, one in self.parts().items() if name == part or (part == "values" and name not in UNITS)]
+        )
 
     def pack(self) -> dict[str, Tensor]:
         """One bit per entry: part name -> bytes, first entry in the lowest bit, the last byte filled with zeros."""

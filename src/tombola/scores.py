@@ -5,17 +5,22 @@ rows of |∂L/∂ξ|, with ξ a gate that multiplies the part. `gate_gradients` 
 from one forward and one backward pass that needs no gradient of any weight; what is then done with the rows
 (`REDUCTIONS`) and within a layer (`normalise`) are pure functions of that small table, so that the paper's formula and
 the released code's accident are two lines apart.
+
+For single values of parameters the rows of `CRITERIA` are functions of one signature; a new one is a function and a row.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tombola.errors import DataError
+from tombola.errors import DataError, MaskError
 from tombola.gates import Gates
 
 
@@ -119,3 +124,128 @@ def normalise(heads: Float[Tensor, "layer head"], members: Bool[Tensor, "layer h
     norm = torch.linalg.vector_norm(torch.where(members, heads, 0.0), dim=1, keepdim=True)
     scaled: Tensor = heads / (norm + 1e-20)
     return scaled
+
+
+def min_max(scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Scores moved and scaled to [0, 1] over all of them; all equal gives zeros. The order is the same but for rounding."""
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
+
+
+# ------------------------------------------------------------------------------------------- scores of single values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a criterion may look at."""
+
+    model: nn.Module
+    names: Sequence[str]  # of the parameters to score, as in `named_parameters`
+    # (row numbers, model inputs with labels), every row once; consumed once. None = there are no rows
+    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One row of `CRITERIA`: the function, and whether it needs a forward and a backward pass over rows."""
+
+    scores: Callable[[Given], dict[str, Tensor]]
+    needs_rows: bool
+
+
+def magnitude(given: Given) -> dict[str, Tensor]:
+    """|w|, without unit, in the type of the weights."""
+    return {name: p.detach().abs().cpu() for name, p in parameters_of(given.model, given.names).items()}
+
+
+def random(given: Given) -> dict[str, Tensor]:
+    """Uniform in [0, 1), a function of seed, name and shape alone: neither other names nor their order plays a part."""
+    scores = {}
+    for name, p in parameters_of(given.model, given.names).items():
+        digest = hashlib.sha256(f"{given.seed}|{name}".encode()).digest()
+        drawn = np.random.default_rng(int.from_bytes(digest[:16], "big")).random(tuple(p.shape), dtype=np.float32)
+        scores[name] = torch.from_numpy(drawn)
+    return scores
+
+
+def taylor_signed(given: Given) -> dict[str, Tensor]:
+    """−w · ∂L/∂w: how much the mean loss over the rows rises, to first order, when the value is set to zero; in nats.
+
+    Negative where removal lowers the loss. See `mean_gradients` for L and its exactness.
+    Source: the first-order term of Molchanov et al. 2019, eq. 7. Deviation: its sign is kept; they square it.
+    """
+    gradients = mean_gradients(given)
+    parameters = parameters_of(given.model, given.names)
+    return {name: (-parameters[name].detach().double().cpu() * gradients.pop(name)).float() for name in given.names}
+
+
+def taylor(given: Given) -> dict[str, Tensor]:
+    """|w · ∂L/∂w|: how much the mean loss over the rows moves, to first order, when the value is set to zero; in nats.
+
+    Source: Molchanov et al. 2017, sec. 2.2, and 2019, sec. 3.1. Deviations: of single values (they score filters and take
+    the absolute value, or square, of batch means and then the mean over batches); the gradient is of the mean over all
+    rows, so that batches play no part. A square would give the same order.
+    """
+    return {name: score.abs_() for name, score in taylor_signed(given).items()}
+
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": Criterion(magnitude, needs_rows=False),
+    "random": Criterion(random, needs_rows=False),
+    "taylor": Criterion(taylor, needs_rows=True),
+    "taylor-signed": Criterion(taylor_signed, needs_rows=True),
+}
+
+
+def mean_gradients(given: Given) -> dict[str, Tensor]:
+    """∂L/∂w of the named parameters, fp64, with L the mean cross-entropy over all rows in nats, in eval mode.
+
+    Computed in fp64 on a copy of the model: of a mean over rows that cancel, fp32 would leave digits that change with batch
+    size and order. Memory: the model twice more, and the named values twice more again. The model itself is not touched.
+
+    Raises: DataError without rows, when rows are missing or come twice, or for a model with one output (a regression, of
+    which this loss is no measure); MaskError for names the model does not have.
+    """
+    if given.batches is None:
+        raise DataError("this criterion needs rows", got="none", expected="the selection rows, with labels")
+    parameters_of(given.model, given.names)
+    model = copy.deepcopy(given.model).double().eval().requires_grad_(False)
+    parameters = parameters_of(model, given.names)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    seen: list[int] = []
+    for rows, inputs in given.batches:
+        features = {name: value for name, value in inputs.items() if name != "labels"}
+        with torch.enable_grad():
+            logits = model(**features).logits
+            if logits.shape[-1] < 2:
+                raise DataError(
+                    "a Taylor score needs a classifier", got=f"{logits.shape[-1]} output", expected="2 classes or more"
+                )
+            cross_entropy(logits, inputs["labels"], reduction="sum").backward()  # type: ignore[no-untyped-call]
+        seen += rows.tolist()
+    different = len(set(seen))
+    if not seen or sorted(seen) != list(range(len(seen))):
+        missing = max(seen, default=-1) + 1 - different
+        got = f"{len(seen)} rows, {len(seen) - different} of them again, {missing} left out"
+        raise DataError("every row must be scored exactly once", got=got)
+    # A parameter that cannot reach the loss has no gradient: it is zero, not an error.
+    return {name: (torch.zeros_like(p) if p.grad is None else p.grad.div_(len(seen))).cpu() for name, p in parameters.items()}
+
+
+def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The named parameters, in the order of the names. Raises: MaskError for names that are unknown, empty or repeated.
+
+    A tied parameter has one name, its first: under a second its values would count twice.
+    """
+    own = dict(model.named_parameters())
+    unknown = [name for name in names if name not in own]
+    if unknown or not names or len(set(names)) < len(names):
+        raise MaskError(
+            "these are not the names of maskable parameters",
+            got=", ".join(unknown[:5]) or ("no names" if not names else "a name comes twice"),
+            expected="different names out of model.named_parameters()",
+            next="take them from tombola.scope.scope_parameters",
+        )
+    return {name: own[name] for name in names}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from tombola.errors import DataError
 
@@ -121,11 +122,11 @@ def overlap_of_counts(n: int, size_a: int, size_b: int, shared: int) -> Overlap:
     return Overlap(n, size_a, size_b, shared, shared / union, expected, expected_jaccard, shared / expected, at_least, at_most)
 
 
-def fleiss_kappa(masks: Sequence[Sequence[bool]]) -> Estimate:
+def fleiss_kappa(masks: Sequence[Any]) -> Estimate:
     """Agreement of several masks over the same components beyond chance: 1 = identical, 0 = chance, below 0 = less.
 
-    Subjects are components, raters are masks (seeds), categories are kept and removed. Undefined, and said so, for
-    fewer than two masks or when no mask varies (all kept, or all removed, everywhere).
+    Subjects are components, raters are masks (seeds; each a flat sequence or array of bool), categories are kept and
+    removed. Undefined, and said so, for fewer than two masks or when no mask varies (all kept, or all removed, everywhere).
     Raises: DataError if the masks differ in length.
     Source: Fleiss 1971; statsmodels.stats.inter_rater.
     """
@@ -138,17 +139,19 @@ def fleiss_kappa(masks: Sequence[Sequence[bool]]) -> Estimate:
             expected="one length",
             next="compare tickets of one model only",
         )
-    kept = [sum(votes) for votes in zip(*masks, strict=True)]
     if n < 2:
         return Estimate(None, None, None, None, n, "kappa needs at least two masks")
-    if not kept:
+    if lengths == {0}:
         return Estimate(None, None, None, None, n, "no components")
-    if sum(kept) in (0, n * len(kept)):
-        what = "remove" if sum(kept) == 0 else "keep"
+    import numpy as np
+
+    kept = np.sum([np.asarray(mask, dtype=bool) for mask in masks], axis=0)
+    if int(kept.sum()) in (0, n * len(kept)):
+        what = "remove" if int(kept.sum()) == 0 else "keep"
         return Estimate(None, None, None, None, n, f"all masks {what} everything: chance agreement is already complete")
     from statsmodels.stats.inter_rater import fleiss_kappa as kappa
 
-    return Estimate(float(kappa([[k, n - k] for k in kept])), None, None, None, n)
+    return Estimate(float(kappa(np.stack([kept, n - kept], axis=1))), None, None, None, n)
 
 
 def smallest_two_sided_p(n: int) -> float:

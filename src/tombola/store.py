@@ -6,11 +6,13 @@ A *cell* is one finished result, a folder of files. Its *key* is the fingerprint
     <root>/cells/<key>/                         cell.json (what it is), done.json (sha256 and size of each file), its files
     <root>/tmp/<key>.<host>.<pid>.<random>/     one attempt: heartbeat, owner.json, cell/ (to become cells/<key>)
     <root>/locks/<key>/                         owner.json: which attempt, alive as long as its heartbeat is
+    <root>/unfinished/<key>/                    what a killed computation of the cell can go on from: outlives its attempt
     <root>/damaged/                             what failed verification or differed, to be looked at until `gc`
 
 Two rules carry the rest. A cell appears by *one rename* of a complete, synced folder, so a kill at any moment leaves
 either nothing or all of it. And *locks only save work*: should two processes both believe they hold one, the first to
 publish wins and the second must have made the same bytes, so correctness never hangs on a clock or a process table.
+What lies in unfinished/ may be half written at any moment: whoever uses it must know by itself what is whole.
 
 Read `Store.compute` first, then `_publish`, `_examine`, and the locks last. POSIX file systems; knows no models.
 """
@@ -92,16 +94,19 @@ class Problem:
 class Garbage:
     """One folder that `gc` removes."""
 
-    kind: str  # "leftover" (a dead process's attempt) | "stale lock" | "damaged" | "dropped" (a cell nobody wants)
+    # "leftover" (a dead process's attempt, or the unfinished work of a cell that is finished) | "stale lock" | "damaged" |
+    # "unfinished" (what a killed computation could go on from) | "dropped" (a cell nobody wants)
+    kind: str
     path: Path
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class GcPlan:
-    """What `gc` removed, or would remove on a dry run."""
+    """What `gc` removed, or would remove on a dry run; and the unfinished work that it was not asked to remove."""
 
     garbage: tuple[Garbage, ...]
+    kept: tuple[Garbage, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -114,7 +119,7 @@ class Store:
     `create` makes the folder when it is missing. Nothing else is written before a result is, so a read-only store can
     be read. `on_message` gets what a user should know: damage, waiting longer than `patience` seconds, a lock taken
     over. That happens when its owner is a dead process of this computer, or gave no heartbeat for `stale_after` seconds
-    of the file server's clock.
+    of the file server's clock. `budget` is how many bytes the store may hold when a cell is started; None is no limit.
     Raises: StoreError when the folder is no store, is of a newer format, or cannot be made.
     """
 
@@ -126,9 +131,10 @@ class Store:
         on_message: Callable[[str], None] = logging.getLogger("tombola.store").warning,
         stale_after: float = 30.0,
         patience: float = 5.0,
+        budget: int | None = None,
     ) -> None:
         self.root = Path(root).absolute()
-        self._say, self._stale_after, self._patience = on_message, stale_after, patience
+        self._say, self._stale_after, self._patience, self._budget = on_message, stale_after, patience, budget
         self._verified: dict[str, dict[str, _Stamp]] = {}  # key -> its files when their hashes were last found right
         with self._explained("opening it"):
             if create:
@@ -160,10 +166,16 @@ class Store:
 
         `work` fills the empty folder it is given, in any depth; the names cell.json (`describe`) and done.json are
         ours. When it raises, nothing is published. It may compute other cells, but not its own.
-        Raises: StoreError when the store cannot be written, or when another process published other bytes for `key`.
+        Raises: StoreError when the store cannot be written or is over its budget, or when another process published
+        other bytes for `key`.
         """
         text = _exact_json(describe, indent=2) + "\n"
         if self._examine(key) == []:
+            if os.path.lexists(self._unfinished(key)):
+                # Left by a kill just after publishing. A store that cannot be written is read all the same.
+                with suppress(StoreError), self._locked(key, wait=False) as attempt:
+                    if attempt is not None:
+                        self._drop_unfinished(key, attempt)
             return self._folder(key), False
         with self._locked(key, wait=True) as attempt:
             assert attempt is not None
@@ -171,7 +183,9 @@ class Store:
                 if other != attempt and self._abandoned(other, spare_living=True):
                     shutil.rmtree(other, ignore_errors=True)
             if self._sound_or_aside(key):
+                self._drop_unfinished(key, attempt)
                 return self._folder(key), False
+            self._check_budget(key)
             cell = attempt / "cell"
             try:
                 work(cell)
@@ -182,7 +196,27 @@ class Store:
                 raise
             with self._explained(f"publishing {key}"):
                 self._publish(key, text, cell)
+            self._drop_unfinished(key, attempt)
         return self._folder(key), True
+
+    def scratch(self, key: str) -> Path:
+        """The folder of what a killed computation of this cell can go on from; empty at first, gone with the publishing.
+
+        To be called inside the `work` of `compute(key, …)`, from any thread of it. It stays when the work raises or is
+        killed, and the next attempt finds it as it was left, half written files and all.
+        Raises: StoreError anywhere else, also when the lock was lost to a successor, which is in there by now.
+        """
+        folder, owner, here = self._unfinished(key), _read_owner(self.root / "locks" / key), _Owner.here(key)
+        if owner is None or owner[:4] != here[:4]:
+            raise StoreError(
+                f"the unfinished work of {key} belongs to whoever computes it",
+                got="nobody" if owner is None else f"pid {owner.pid} on {owner.host}",
+                expected=f"this process, inside compute({key!r}, …)",
+                next="give the same command again if this process was stopped for a while",
+            )
+        with self._explained(f"making room for the unfinished {key}"):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def load(self, key: str) -> Path | None:
         """The folder of the finished, verified cell; None when it is absent or was damaged.
@@ -229,7 +263,7 @@ class Store:
         raise StoreError(what, got=got or "an empty store", expected="the start of exactly one key")
 
     def disk_usage(self) -> int:
-        """Bytes of all files in the store: cells, attempts, damaged."""
+        """Bytes of all files in the store: cells, attempts, unfinished, damaged."""
         return _size(self.root)
 
     def verify(self) -> list[Problem]:
@@ -242,36 +276,77 @@ class Store:
                 problems.append(Problem(folder.name, ".", f"{error.what}: {error.got}"))
         return problems
 
-    def gc(self, *, dry_run: bool, drop: Callable[[Entry], bool] | None = None) -> GcPlan:
+    def gc(self, *, dry_run: bool, drop: Callable[[Entry], bool] | None = None, unfinished: bool = False) -> GcPlan:
         """What was removed, with its bytes; on a dry run what would be, and nothing is touched.
 
         Attempts and locks of the dead, damaged/, and the cells `drop` says yes to, unless somebody is at work on them.
+        `unfinished` removes what killed computations could go on from as well; else it is listed under `kept`.
         """
-        tmp, locks, damaged = (_children(self.root / name) for name in ("tmp", "locks", "damaged"))
+        tmp, locks, damaged, parts = (_children(self.root / name) for name in ("tmp", "locks", "damaged", "unfinished"))
         with self._explained("looking for garbage"):
             found = [("leftover", path) for path in tmp if self._abandoned(path, spare_living=True)]
             found += [("stale lock", path) for path in locks if self._abandoned(path, spare_living=False)]
             found += [("damaged", path) for path in damaged]
+            idle = [path for path in parts if not self._held(path.name)]
+        found += [("leftover" if self._is_finished(path.name) else "unfinished", path) for path in idle]
         found += [("dropped", entry.folder) for entry in self.entries() if drop is not None and drop(entry)]
         garbage = [Garbage(kind, path, _size(path)) for kind, path in found]
+        kept = () if unfinished else tuple(item for item in garbage if item.kind == "unfinished")
+        garbage = [item for item in garbage if item not in kept]
         if not dry_run:
             with self._explained("removing garbage"):
                 garbage = [item for item in garbage if self._remove(item)]
-        return GcPlan(tuple(garbage))
+        return GcPlan(tuple(garbage), kept)
 
     def _remove(self, item: Garbage) -> bool:
         if item.kind == "stale lock":
             owner = _read_owner(item.path)
             return self._abandoned(item.path, spare_living=False) and self._take_down(item.path, owner)
-        if item.kind == "dropped":
+        if item.path.parent.name in ("cells", "unfinished"):
             with self._locked(item.path.name, wait=False) as attempt:
                 if attempt is None:
                     return False
-                with suppress(FileNotFoundError):  # another gc was faster
-                    item.path.rename(attempt / "dropped")  # and removed with the attempt: a kill leaves no half cell
+                self._discard(item.path, attempt)
         else:
             shutil.rmtree(item.path, ignore_errors=True)
         return not item.path.exists()
+
+    def _discard(self, folder: Path, attempt: Path) -> None:
+        """Removes a folder, which need not be there, together with our attempt: a kill never leaves half of it in place."""
+        with suppress(FileNotFoundError):
+            folder.rename(attempt / f"gone.{folder.parent.name}")
+
+    def _drop_unfinished(self, key: str, attempt: Path) -> None:
+        """Removes what a finished cell needs no more; a successor that took the lock from us is still at work in it."""
+        owner = _read_owner(self.root / "locks" / key)
+        if owner is not None and owner.attempt == attempt.name:
+            with suppress(OSError):  # the result is safe, and `gc` finds the rest
+                self._discard(self._unfinished(key), attempt)
+
+    def _held(self, key: str) -> bool:
+        lock = self.root / "locks" / key
+        return lock.exists() and not self._abandoned(lock, spare_living=False)
+
+    def _is_finished(self, name: str) -> bool:
+        try:
+            return _read_done(self.root / "cells" / name) is not None
+        except OSError:  # a file where a cell should be
+            return False
+
+    def _unfinished(self, key: str) -> Path:
+        return self.root / "unfinished" / self._folder(key).name
+
+    def _check_budget(self, key: str) -> None:
+        if self._budget is None or (used := self.disk_usage()) <= self._budget:
+            return
+        largest = sorted(self.entries(), key=lambda entry: -entry.bytes)[:5]
+        listed = ", ".join(f"{entry.key[:12]} {entry.step} {entry.bytes:,}" for entry in largest) or "no cell"
+        raise StoreError(
+            f"the store {self.root} is over its budget, so {key} was not started",
+            got=f"{used:,} bytes; the largest cells: {listed}",
+            expected=f"at most {self._budget:,} bytes",
+            next="free some room (`tombola store gc`; removing a cell's folder drops that cell), or raise the budget",
+        )
 
     def _publish(self, key: str, text: str, cell: Path) -> None:
         made = _scan(cell)

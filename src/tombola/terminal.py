@@ -10,7 +10,7 @@ from tombola.study.cells import Reporter
 
 if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
-    from tombola.study.jobs import Tested
+    from tombola.study.jobs import RungCells, Tested
 
 
 class Progress(Reporter):
@@ -142,16 +142,42 @@ def print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:
     rows = []
     for one in controlled:
         ticket = ticket_of(lab, one.ticket)
-        shared, kept = ticket.details["shared_with_good"], {name: n for name, (n, _) in ticket.mask.counts().items()}
+        shared, kept = ticket.details["shared_with_good"], {name: n for name, (n, _) in ticket.mask.counts_by_type().items()}
+        parts = list(kept)  # the same for all: controls of one ticket
         rows.append(
             (
                 ticket.kind,
                 str(ticket.details["draw"]),
-                *(f"{shared[part]} of {kept[part]}" for part in kept),
+                *(f"{shared[part]:,} of {kept[part]:,}" for part in parts),
                 f"{ticket.sparsity:.3f}",
             )
         )
-    print_table("controls: heads and MLPs that the good ticket keeps too", ("kind", "draw", "heads", "mlps", "sparsity"), rows)
+    print_table("controls: what they keep that the good ticket keeps too", ("kind", "draw", *parts, "sparsity"), rows)
+
+
+def print_ladder(lab: "Lab", rungs: "Sequence[RungCells]", as_json: bool) -> None:
+    """What each option costs: size and scores of every rung, and the difference to the first rung within each seed."""
+    from tombola.study.results import ladder_rows
+
+    rows = ladder_rows(lab, rungs)
+    if as_json:
+        print_json({"rungs": rows})
+        return
+    stages = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    table = []
+    for row in rows:
+        shown = [row["rung"], row["change"], f"{row['kept_share']:.3f}"]
+        for name in stages:
+            score, cost = row["scores"].get(name), row["minus_first"].get(name)
+            shown.append("–" if score is None else f"{maybe(score['value'])}" + (f" ({cost['value']:+.3f})" if cost else ""))
+        table.append(shown)
+    first = rows[0]
+    print_table(
+        f"ladder, {first['metric']} on {first['split']} ({first['n']} rows, {first['seeds']} seeds); "
+        f"in brackets: minus {first['rung']}, mean over seeds",
+        ("rung", "change", "kept share", *stages),
+        table,
+    )
 
 
 def maybe(value: float | None, decimals: int = 3) -> str:

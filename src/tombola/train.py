@@ -4,13 +4,21 @@ What is ours: the order of the rows (a function of data seed and epoch alone, in
 separation of seeds. Trainer's `group_by_length` breaks bit-identical resume from the second epoch on, ignores the data seed
 and shuffles what `predict()` returns; so the sampler is our own and evaluation does not go through Trainer at all. A mask
 is held by the gates of `tombola.gates.hold`, which a model carries itself: nothing here knows of it.
+
+A run that is given a folder for checkpoints can be killed at any moment: the same call goes on from the last one, and
+ends with the same bits. What makes it so: the order of rows is a function of the epoch, token counts are a function of
+that order (rows already trained on are skipped unread), saves come right after a log (`tombola.checkpoint` says why), and
+Trainer brings back weights, moments, schedule and random state.
 """
 
+import hashlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -18,6 +26,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch.utils.data import DataLoader, Sampler
 
+from tombola.checkpoint import keep_checkpoints, last_checkpoint
+from tombola.errors import TombolaError
 from tombola.tasks.encode import Encoded, collate
 
 if TYPE_CHECKING:
@@ -94,38 +104,62 @@ def fine_tune(
     *,
     device: str = "cpu",
     progress: Callable[[float], None] = lambda share: None,
+    checkpoints: Path | None = None,
+    every_seconds: float = 60.0,
 ) -> TrainLog:
     """Trains `model` in place on all of `train` and leaves it in eval mode; returns what was done.
 
     The same arguments give the same weights bit for bit at the same thread count. `progress` is told the share done, in
     [0, 1]. The caller's random state is untouched. The head must have been drawn before (seed `head`, see `load_weights`).
+
+    checkpoints     a folder for what a killed run can go on from, made when missing; the same call on the same starting
+                    model then ends with the same weights and log, bit for bit. One checkpoint stays there, two while one
+                    is being written: weights and both moments, three times the size of the model each. Removing the
+                    folder once the result is safe is the caller's part.
+    every_seconds   how long after a save the next one is due. It comes with the next log, of which a run has about 20;
+                    0 saves at every log.
+
+    Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
+    threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
     """
     import transformers
-
-    counts = {"real": 0, "padded": 0}
+    from safetensors.torch import save_model
 
     def to_batch(rows: list[int]) -> dict[str, torch.Tensor]:
-        batch = collate(train, rows)
-        counts["real"] += int(batch["attention_mask"].sum())
-        counts["padded"] += batch["attention_mask"].numel()
-        return batch
+        return collate(train, rows)
 
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
-            sampler = LengthBuckets(train.lengths, settings.batch_size, seeds.data)
+            sampler = LengthBuckets(train.computed_lengths, settings.batch_size, seeds.data)
             rows = list(range(len(train)))  # the data set is the row numbers; `to_batch` looks them up
             loader: DataLoader[Any] = DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
             prepared: DataLoader[Any] = self.accelerator.prepare(loader)
             return prepared
 
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            # `save_pretrained` may write other names than the model has; on resume these would be passed over unloaded.
+            assert output_dir is not None
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(Path(output_dir) / "model.safetensors"))
+
+        def _issue_warnings_after_load(self, load_result: Any) -> None:
+            shared = {name for name in load_result.missing_keys if _is_shared(self.model, name)}
+            if load_result.unexpected_keys or set(load_result.missing_keys) - shared:
+                raise TombolaError("the weights of a checkpoint do not fit the model", got=str(load_result))
+
     class Report(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step / max(state.max_steps, 1))
 
+    callbacks, resumed = [Report()], None
+    if checkpoints is not None:
+        run = _identity(model, train, settings, seeds, device)
+        resumed = last_checkpoint(checkpoints, run)
+        callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed))
     steps = -(-len(train) // settings.batch_size) * settings.epochs
-    with tempfile.TemporaryDirectory() as folder, _own_randomness():
+    with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_randomness():
         arguments = transformers.TrainingArguments(
-            output_dir=folder,
+            output_dir=str(folder),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
@@ -138,7 +172,7 @@ def fine_tune(
             seed=seeds.dropout,
             data_seed=seeds.data,
             use_cpu=device == "cpu",
-            save_strategy="no",
+            save_strategy="no",  # but for what `keep_checkpoints` asks for
             eval_strategy="no",
             logging_strategy="steps",
             logging_steps=max(1, steps // 20),
@@ -147,13 +181,55 @@ def fine_tune(
             remove_unused_columns=False,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # with several, Trainer splits batches over copies that gates do not follow
-        trainer = OwnOrder(model=model, args=arguments, train_dataset=range(len(train)), callbacks=[Report()])
+        trainer = OwnOrder(model=model, args=arguments, train_dataset=range(len(train)), callbacks=callbacks)
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         history = trainer.state.log_history
     model.eval()
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
-    return TrainLog(int(trainer.state.global_step), counts["real"], counts["padded"], losses)
+    return TrainLog(int(trainer.state.global_step), *_tokens(train, settings, seeds.data), losses)
+
+
+def _tokens(train: Encoded, settings: TrainSettings, seed: int) -> tuple[int, int]:
+    """(real, padded) tokens of a whole run: each batch of `LengthBuckets` is as long as its longest row."""
+    lengths = train.computed_lengths
+    sampler, padded = LengthBuckets(lengths, settings.batch_size, seed), 0
+    for epoch in range(settings.epochs):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        batches = (order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size))
+        padded += sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    return settings.epochs * sum(train.lengths), padded
+
+
+def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings, seeds: RunSeeds, device: str) -> dict[str, Any]:
+    """All that the bits of a run depend on, as JSON: what a checkpoint must have been made with to be gone on from."""
+    rows, start = (
+        hashlib.sha256(repr((sorted(train.pad.items()), train.pad_to)).encode()),
+        hashlib.sha256(type(model).__name__.encode()),
+    )
+    for name, row, label in zip(train.ids, train.inputs, train.labels, strict=True):
+        rows.update(repr((name, sorted(row.items()), label)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        start.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        start.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {
+        "settings": asdict(settings),
+        "seeds": asdict(seeds),
+        "rows": rows.hexdigest()[:32],
+        "starting weights": start.hexdigest()[:32],
+        "threads": torch.get_num_threads(),
+        "device": device,
+        # the kind of processor decides which kernels run, and those round in their own ways
+        "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device),
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
+    }
+
+
+def _is_shared(model: "PreTrainedModel", name: str) -> bool:
+    """Whether a tensor of the state is the same memory as one of another name, of which `save_model` writes but one."""
+    state = model.state_dict()
+    return any(other != name and state[other].data_ptr() == state[name].data_ptr() for other in state)
 
 
 @contextmanager

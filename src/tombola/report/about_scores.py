@@ -22,6 +22,7 @@ from tombola.report.words import (
     spread,
 )
 from tombola.stats import Estimate
+from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS, Agreement
 
 LEADS = {  # role of a split → what its rows are
@@ -138,7 +139,8 @@ def _dot_row(group: Group) -> figures.DotRow:
         title = f"{group_name(group)}\nseed {seed}: {number(mean)}{each}\n{rows[0].split}, {span(row.n for row in rows)} rows"
         dots.append(figures.Dot(mean, tuple(row.value for row in rows), title))
     heading = {"pruned": "Pruned, not trained again", "retrained": "Retrained from the base"}.get(group.stage, "")
-    css = group.kind if group.kind in KINDS else "other"
+    lesioned = group.kind in CONTROL_KINDS and CONTROL_KINDS[group.kind].lesion is not None
+    css = "weights" if lesioned else group.kind if group.kind in KINDS else "other"
     score = group.score
     text = f"{spread(score)} · {sample(group.rows)}"
     return figures.DotRow(heading, kind_name(group.kind), css, text, score.value, score.std, tuple(dots))

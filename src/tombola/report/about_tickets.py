@@ -17,6 +17,7 @@ from tombola.report.words import (
     count,
     draws,
     kind_name,
+    listed,
     number,
     sample,
     shape_name,
@@ -24,7 +25,7 @@ from tombola.report.words import (
     span,
     spread,
 )
-from tombola.stats import ALPHA, Overlap, fleiss_kappa, overlap
+from tombola.stats import ALPHA, Overlap, fleiss_kappa, overlap, overlap_of_counts
 from tombola.study.results import TicketRow
 
 LARGE, SMALL = 348, 216  # width of a heat map, in pixels
@@ -34,6 +35,8 @@ BY_CHANCE: Mapping[str, tuple[Callable[[Overlap], float | None], int]] = {  # co
     "Jaccard": (lambda it: it.jaccard, 3),
     "Jaccard by chance": (lambda it: it.expected_jaccard, 3),
 }
+
+PART_NAMES: Mapping[str, str] = {"heads": "heads", "mlps": "MLPs", "neurons": "neurons", "values": "values"}
 
 Item = TypeVar("Item")
 
@@ -50,7 +53,11 @@ def survival_part(anchor: str, case: Case) -> Part:
         "Survival",
         "Which heads and MLPs survive",
         f"{shape_name(case.shapes[0])}; layers down and heads across, both counted from 0. "
-        "Shade is the share of seeds, and of draws within a seed, that keep a component; point at one for its numbers.",
+        + (
+            "Shade is the share of seeds, and of draws within a seed, that keep a component; point at one for its numbers."
+            if case.units
+            else "Shade is the share of a component's values that is kept, mean over seeds; point at one for its numbers."
+        ),
         figures=tuple(row for row in (large, tuple(maps.values())) if row),
         fold="Survival in numbers",
         folded=tuple(_survival_table(kind, tickets) for kind, tickets in case.by_kind.items()),
@@ -67,7 +74,8 @@ def _survival_map(case: Case, kind: str) -> Figure:
         for seed in dict.fromkeys(ticket.seed for ticket in tickets):
             votes = [keeps(ticket, layer, head) for ticket in tickets if ticket.seed == seed]
             alone = "kept" if votes[0] else "removed"
-            lines.append(f"seed {seed}: {alone if len(votes) == 1 else f'kept in {sum(votes)} of {len(votes)} draws'}")
+            whole = alone if len(votes) == 1 else f"kept in {sum(votes):g} of {count(len(votes), 'draw')}"
+            lines.append(f"seed {seed}: {whole if case.units else f'{number(fmean(votes))} of its values kept'}")
         if raw := importances(good, layer, head):
             lines.append(f"importance {significant(fmean(raw.values()))} (mean of {count(len(raw), 'seed')})")
         return figures.HeatCell(share, "\n".join(lines))
@@ -81,7 +89,9 @@ def _survival_map(case: Case, kind: str) -> Figure:
             label=f"Heat map of survival, {kind} tickets, {sample(tickets)}; the tables below have its numbers",
         ),
         sample(tickets),
-        ("survival", "kept in no seed", "in all") if kind == next(iter(kinds)) else None,
+        ("survival", *(("kept in no seed", "in all") if case.units else ("none kept", "all")))
+        if kind == next(iter(kinds))
+        else None,
         natural=True,
     )
 
@@ -156,22 +166,27 @@ def search_part(anchor: str, case: Case) -> Part | None:
         anchor,
         "Search",
         "How the good ticket was found",
-        "The score after each trial; below it, the heads and MLPs left. Hollow trials fell under the floor and were rolled back.",
+        "The score after each trial; below it, what is left. Hollow trials fell under the floor and were rolled back.",
         figures=(tuple(charts),),
     )
 
 
 def _path_dots(ticket: TicketRow) -> list[figures.PathDot]:
     dots = []
-    if ticket.full_score is not None:
-        heads, mlps = (len(of(ticket)) for of in UNITS.values())
-        title = f"dense model: {number(ticket.full_score)}\nall {heads} heads, all {mlps} MLPs"
-        dots.append(figures.PathDot(ticket.full_score, True, ticket.path[0].phase, heads, mlps, title))
     for step in ticket.path:
-        title = f"trial {step.step}, {step.phase}: {number(step.score)}\n{step.heads_kept} heads, {step.mlps_kept} MLPs\n"
-        title += "kept" if step.passed else "below the floor, rolled back"
-        dots.append(figures.PathDot(step.score, step.passed, step.phase, step.heads_kept, step.mlps_kept, title))
+        left = {PART_NAMES[part]: kept for part, kept in step.kept.items()}
+        outcome = "kept" if step.passed else "below the floor, rolled back"
+        at = f"trial {step.step}, {step.phase}" if step.step else "dense model"
+        title = f"{at}: {number(step.score)}\n" + ", ".join(f"{kept:,} {name}" for name, kept in left.items()) + f"\n{outcome}"
+        counts = {name: _short(kept, ticket.values) for name, kept in left.items()}
+        phase = step.phase if step.step or len(ticket.path) < 2 else ticket.path[1].phase  # the dense model starts the first
+        dots.append(figures.PathDot(step.score, step.passed, phase, counts, title))
     return dots
+
+
+def _short(kept: int, values: tuple[int, int] | None) -> str:
+    """A count of heads as it is, of values as a share of all."""
+    return str(kept) if values is None else f"{100 * kept / values[1]:.0f} %"
 
 
 # Sizes
@@ -179,14 +194,15 @@ def _path_dots(ticket: TicketRow) -> list[figures.PathDot]:
 
 def size_part(anchor: str, case: Case) -> Part:
     """How much each kind of ticket keeps."""
-    of_all = (f"{unit[0].upper()}{unit[1:]} of {len(of(case.tickets[0]))}" for unit, of in UNITS.items())
+    of_all = (f"{unit[0].upper()}{unit[1:]} of {len(of(case.tickets[0]))}" for unit, of in case.units.items())
+    share = "Share of body" if case.units else f"Share of {listed(sorted({ticket.scope for ticket in case.tickets}))}"
     table = Table(
         "What the tickets keep, mean ± std over seeds",
-        ("Ticket", *of_all, "Share of body", "Share of all parameters", "Seeds", "Draws per seed"),
+        ("Ticket", *of_all, share, "Share of all parameters", "Seeds", "Draws per seed"),
         tuple(
             (
                 kind_name(kind),
-                *(spread(size(tickets, unit), 1) for unit in UNITS),
+                *(spread(size(tickets, unit), 1) for unit in case.units),
                 spread(estimate((ticket.seed, ticket.body_share) for ticket in tickets)),
                 spread(estimate((ticket.seed, ticket.total_share) for ticket in tickets)),
                 str(len({ticket.seed for ticket in tickets})),
@@ -194,7 +210,7 @@ def size_part(anchor: str, case: Case) -> Part:
             )
             for kind, tickets in case.by_kind.items()
         ),
-        "Body: the values of all heads and MLPs. Shares are of parameters that survive, in [0, 1].",
+        ("Body: the values of all heads and MLPs. " if case.units else "") + "Shares are of parameters that survive, in [0, 1].",
     )
     return Part(anchor, "Sizes", "How large the tickets are", tables=(table,))
 
@@ -206,9 +222,10 @@ def overlap_part(anchor: str, case: Case) -> Part | None:
     """What controls share with good, and good with itself over seeds; None where there is nothing to compare."""
     good = {ticket.seed: ticket for ticket in case.good}
     pairs = {
-        unit: {f"{a} and {b}": overlap(of(good[a]), of(good[b])) for a, b in combinations(good, 2)} for unit, of in UNITS.items()
+        unit: {f"{a} and {b}": overlap(of(good[a]), of(good[b])) for a, b in combinations(good, 2)}
+        for unit, of in case.units.items()
     }
-    several = len(good) > 1
+    several = len(good) > 1 and bool(pairs)
     tables = [_control_table(case, good), _stability_table(good, pairs) if several else None]
     if not any(tables):
         return None
@@ -230,8 +247,8 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
         tickets = [ticket for ticket in every if ticket.seed in good]
         if not tickets:
             continue
-        for unit, of in UNITS.items():
-            found = [(ticket.seed, overlap(of(ticket), of(good[ticket.seed]))) for ticket in tickets]
+        for unit in case.units or ("values",):
+            found = [(ticket.seed, _shared(ticket, good[ticket.seed], unit)) for ticket in tickets]
             shared = _mean(found, lambda it: float(it.shared), 1)
             by_chance = (_mean(found, value, decimals) for value, decimals in BY_CHANCE.values())
             seeds = str(len({seed for seed, _ in found}))
@@ -247,9 +264,18 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
     )
 
 
+def _shared(ticket: TicketRow, good: TicketRow, unit: str) -> Overlap:
+    """What a ticket shares with good: of whole parts by their masks, of single values by the counts that were stored."""
+    if unit in UNITS:
+        return overlap(UNITS[unit](ticket), UNITS[unit](good))
+    assert ticket.values is not None and good.values is not None
+    return overlap_of_counts(good.values[1], ticket.values[0], good.values[0], ticket.shared_with_good["values"])
+
+
 def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:
     rows = []
-    for unit, of in UNITS.items():
+    for unit in pairs:
+        of = UNITS[unit]
         found = list(enumerate(pairs[unit].values()))  # each pair by itself; they share seeds: a std would pretend more
         shared = _mean(found, lambda it: float(it.shared), 1, std=False)
         by_chance = (_mean(found, value, decimals, std=False) for value, decimals in BY_CHANCE.values())

@@ -19,8 +19,8 @@ from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
 ROLES = ("report", "challenge", "selection")  # in the order of the page
 PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
 UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
-    "heads": lambda ticket: tuple(kept for layer in ticket.heads for kept in layer),
-    "MLPs": lambda ticket: ticket.mlps,
+    "heads": lambda ticket: tuple(bool(kept) for layer in ticket.heads for kept in layer),
+    "MLPs": lambda ticket: tuple(map(bool, ticket.mlps)),
 }
 SEED_AND_DRAW = attrgetter("seed", "draw")
 
@@ -155,6 +155,11 @@ class Case:
         return {kind: tickets for kind, tickets in self.by_kind.items() if kind != "good"}
 
     @property
+    def units(self) -> Mapping[str, Callable[[TicketRow], tuple[bool, ...]]]:
+        """What the tickets keep or remove whole: nothing, where they remove single values."""
+        return {} if any(ticket.values for ticket in self.tickets) else UNITS
+
+    @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Layers, heads in each, MLPs: one shape, unless tickets of different models were mixed."""
         return tuple(dict.fromkeys((len(it.heads), len(it.heads[0]), len(it.mlps)) for it in self.tickets))
@@ -192,14 +197,14 @@ def size(tickets: Sequence[TicketRow], unit: str) -> Estimate:
     return estimate((ticket.seed, float(sum(UNITS[unit](ticket)))) for ticket in tickets)
 
 
-def keeps(ticket: TicketRow, layer: int, head: int | None) -> bool:
-    """Whether the ticket keeps this head; without a head, the MLP of the layer."""
+def keeps(ticket: TicketRow, layer: int, head: int | None) -> float:
+    """The share of this head that the ticket keeps, in [0, 1]; without a head, of the MLP of the layer."""
     return ticket.mlps[layer] if head is None else ticket.heads[layer][head]
 
 
 def survival(tickets: Sequence[TicketRow], layer: int, head: int | None) -> float:
-    """Share of seeds, and of draws within a seed, that keep this head or MLP, in [0, 1]."""
-    return fmean(per_seed((ticket.seed, float(keeps(ticket, layer, head))) for ticket in tickets).values())
+    """Share of seeds, and of draws within a seed, that keep this head or MLP; where single values go, the mean share kept."""
+    return fmean(per_seed((ticket.seed, (keeps(ticket, layer, head))) for ticket in tickets).values())
 
 
 def importances(tickets: Sequence[TicketRow], layer: int, head: int | None) -> dict[int, float]:

@@ -6,7 +6,7 @@ text which the page's script shows. All text from outside passes `escape`: a lab
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -60,8 +60,7 @@ class PathDot:
     score: float
     passed: bool
     phase: str
-    heads: int
-    mlps: int
+    left: Mapping[str, str]  # what the trial keeps, by name: "heads" → "36"
     title: str
 
 
@@ -154,13 +153,13 @@ def path_chart(dots: Sequence[PathDot], floor: float | None, *, label: str) -> s
             marks.append(f'<line class="phase" x1="{edge:.2f}%" x2="{edge:.2f}%" y1="6" y2="{bottom + 44}"/>')
         if len(trials) / len(dots) >= 0.12:  # narrower, the word would touch its neighbours; the tooltip has it
             marks.append(_tick(f"{x((trials[0] + trials[-1]) / 2):.2f}%", 16, phase))
-    for name, at, counts in (
-        ("heads", bottom + 20, [dot.heads for dot in dots]),
-        ("MLPs", bottom + 38, [dot.mlps for dot in dots]),
-    ):
+    names = list(dict.fromkeys(name for dot in dots for name in dot.left))
+    for line, name in enumerate(names):
+        at = bottom + 20 + 18 * line
         marks.append(_tick("12.5%", at, name, side=True))
-        marks += [_tick(f"{x(i):.2f}%", at, str(counts[i])) for i in range(0, len(dots), math.ceil(len(dots) / 12))]
-    return _svg("search", "100%", bottom + 46, label, marks + circles)
+        shown = range(0, len(dots), math.ceil(len(dots) / 12))
+        marks += [_tick(f"{x(i):.2f}%", at, dots[i].left.get(name, "")) for i in shown]
+    return _svg("search", "100%", bottom + 10 + 18 * len(names), label, marks + circles)
 
 
 def _dot_row(row: DotRow, y: Pixels, x: Callable[[float], float]) -> list[str]:

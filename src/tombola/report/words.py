@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import and_
 
-from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, per_seed, size
+from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, estimate, per_seed, size
 from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
 from tombola.study.results import TicketRow
 
@@ -51,8 +51,9 @@ def case_verdict(case: Case) -> str:
     if (score := comparisons[0].good.score.value) is not None and score <= split.majority:
         sentences.append("Good does not beat the most frequent class, so being ahead or behind means little.")
     if good := case.good:
-        kept = [f"{spread(size(good, unit), 1)} of {span(len(of(it)) for it in good)} {unit}" for unit, of in UNITS.items()]
-        sentences.append(f"Good keeps {listed(kept)} ({sample(good)}).")
+        kept = [f"{spread(size(good, unit), 1)} of {span(len(of(it)) for it in good)} {unit}" for unit, of in case.units.items()]
+        share = spread(estimate((ticket.seed, ticket.body_share) for ticket in good))
+        sentences.append(f"Good keeps {listed(kept) or f'{share} of the values of {good[0].scope}'} ({sample(good)}).")
     return " ".join(sentences)
 
 
@@ -157,15 +158,15 @@ def _ticket_warnings(case: Case) -> Iterator[str]:
     good = {ticket.seed: ticket for ticket in case.good}
     for kind, tickets in case.controls.items():
         pairs = [(ticket, good[ticket.seed]) for ticket in tickets if ticket.seed in good]
-        if uneven := sum(any(sum(of(a)) != sum(of(b)) for of in UNITS.values()) for a, b in pairs):
+        if uneven := sum(_sizes(case, a) != _sizes(case, b) for a, b in pairs if kind != "dense-random-init"):
             yield f"{uneven} of {len(pairs)} {kind} controls differ from good in size: that comparison is not one of equals."
         for ticket, its in pairs:
-            for unit, stored in (("heads", ticket.heads_shared_with_good), ("MLPs", ticket.mlps_shared_with_good)):
-                shared = sum(map(and_, UNITS[unit](ticket), UNITS[unit](its)))
+            for unit, of in case.units.items():
+                stored, shared = ticket.shared_with_good.get(unit.lower()), sum(map(and_, of(ticket), of(its)))
                 if stored not in (None, shared):
                     yield f"{ticket_name(ticket)} shares {shared} {unit} with good, stored as {stored}: two studies are mixed."
     undefined: dict[str, list[str]] = {}
-    for unit, of in UNITS.items():
+    for unit, of in case.units.items():
         kappa = fleiss_kappa([of(ticket) for ticket in good.values()])
         if good and kappa.value is None:
             undefined.setdefault(kappa.note, []).append(unit)
@@ -173,8 +174,18 @@ def _ticket_warnings(case: Case) -> Iterator[str]:
         yield f"Fleiss kappa over the seeds of good is undefined for {listed(units)}: {why}."
 
 
+def _sizes(case: Case, ticket: TicketRow) -> tuple[int, ...]:
+    """How many parts of each type a ticket keeps."""
+    return tuple(sum(of(ticket)) for of in case.units.values()) + (ticket.values or ())
+
+
 def _extreme(ticket: TicketRow) -> str | None:
     """What a mask keeps, where that is all or nothing."""
+    if ticket.kind == "dense-random-init":  # which is to keep everything
+        return None
+    if ticket.values is not None:
+        kept, of_all = ticket.values
+        return "everything" if kept == of_all else "nothing" if not kept else None
     heads, mlps = (of(ticket) for of in UNITS.values())
     if all(heads + mlps):
         return "everything"

@@ -1,6 +1,15 @@
 """Searches: procedures that give a ticket. One file each, one row here."""
 
+from collections.abc import Callable
+from typing import Any
+
+from tombola.search.magnitude import MPruneSettings, m_prune
+from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, s_prune
 
 # method -> (search, its settings). The name on the command line is the key.
-SEARCHES = {"s-prune": (s_prune, SPruneSettings)}
+SEARCHES: dict[str, tuple[Callable[..., Any], type[Any]]] = {
+    "s-prune": (s_prune, SPruneSettings),
+    "m-prune": (m_prune, MPruneSettings),
+    "one-shot": (one_shot, OneShotSettings),
+}

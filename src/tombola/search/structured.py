@@ -13,17 +13,17 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from tombola.errors import SearchError
 from tombola.evaluate import Score, score, score_and_gradients
 from tombola.gates import Gates
 from tombola.mask import Mask
 from tombola.prune import lowest
-from tombola.scores import Importance, normalise, sensitivity
+from tombola.scores import Importance, min_max, normalise, sensitivity
+from tombola.search.floor import FloorRule, floor_score, holds
 from tombola.tasks.encode import Encoded
 
 Procedure = Literal["joint", "heads", "mlps"]
 Reduction = Literal["per_example", "per_batch", "accumulated"]
-FloorRule = Literal["fraction_of_full", "fraction_above_baseline"]
+Amount = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)]  # a count, or a fraction of all; at least one goes
 
 # What each phase removes a step: (name, which head step, whether an MLP goes). The paper's joint procedure goes on with
 # heads only and then with MLPs only, each from the last mask that held.
@@ -44,10 +44,13 @@ class SPruneSettings:
     importance_reduction: Reduction = "per_example"
     importance_batch_size: Annotated[int, Ge(1)] = 64  # plays a part under per_batch and accumulated only
     importance_norm_members: Literal["remaining_heads", "all_heads"] = "remaining_heads"
+    importance_minmax: bool = False  # scores to [0, 1] over all heads and over all MLPs; changes no order but by rounding
+    mlp_importance_norm: Literal["none", "token_count"] = "none"  # over the number of real tokens; changes no order
     rollback_importance: Literal["recompute", "keep_failed"] = "recompute"
-    s_head_step: Annotated[float, Gt(0), Lt(1)] = 0.10  # heads a step, as a fraction of all heads of the model
-    s_heads_only_phase_step: Annotated[float, Gt(0), Lt(1)] = 0.05
-    s_mlp_step: Annotated[float, Gt(0), Lt(1)] = 1 / 12  # MLPs a step, likewise; at least one goes
+    s_head_step: Amount = 0.10  # heads a step
+    s_head_step_base: Literal["total", "remaining"] = "total"  # what the fractions of heads are fractions of
+    s_heads_only_phase_step: Amount = 0.05
+    s_mlp_step: Amount = 1 / 12  # MLPs a step, of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +69,6 @@ class SPruneResult:
     mask: Mask  # the last that held the floor
     trials: tuple[Trial, ...]  # in order, the dense model first
     floor_score: float
-
-
-def floor_score(full: Score, floor: float, rule: FloorRule) -> float:
-    """The score a mask must hold.
-
-    fraction_of_full: floor · full. fraction_above_baseline: base + floor · (full − base), base = the majority line; with
-    nothing above the baseline to lose, the full score itself.
-
-    Raises: SearchError under fraction_of_full when the full score is at or below the majority line, where a share of it
-    means nothing: an empty network would hold it.
-    """
-    above = full.value - full.majority
-    if rule == "fraction_above_baseline":
-        return full.majority + floor * above if above > 0 else full.value
-    if above <= 0:
-        raise SearchError(
-            "the full model is not better than the majority line, so a share of its score means nothing",
-            got=f"{full.metric} {full.value:.4f} on {full.n} selection rows",
-            expected=f"more than {full.majority:.4f}, what always answering the most frequent class scores",
-            next="train more (--train-rows, --epochs, --learning-rate), or take --floor-rule fraction_above_baseline",
-        )
-    return floor * full.value
 
 
 def s_prune(
@@ -109,8 +90,7 @@ def s_prune(
         predictions, gradients = score_and_gradients(gates, selection)
         importance = sensitivity(gradients, settings.importance_reduction, settings.importance_batch_size)
         result = score(predictions, metric)
-        # 72 right rows of 100 hold 0.9 of 80, though 0.9 * 0.8 > 0.72 in floating point
-        trials.append(Trial(phase, mask, result, importance, result.value >= floor - 1e-9))
+        trials.append(Trial(phase, mask, result, importance, holds(result, floor)))
         progress(trials[-1])
         return trials[-1]
 
@@ -120,9 +100,10 @@ def s_prune(
         importance = kept.importance
         for phase, head_step, with_mlp in PHASES[settings.procedure]:
             while True:
-                heads = 0 if head_step is None else _step(getattr(settings, head_step), _kept_heads(gates.anatomy.full_mask()))
+                of = kept.mask if settings.s_head_step_base == "remaining" else gates.anatomy.full_mask()
+                heads = 0 if head_step is None else _step(getattr(settings, head_step), _kept_heads(of))
                 mlps = _step(settings.s_mlp_step, gates.anatomy.n_layers) if with_mlp else 0
-                smaller = remove_lowest(kept.mask, importance, heads, mlps, settings.importance_norm_members == "remaining_heads")
+                smaller = remove_lowest(kept.mask, importance, heads, mlps, settings, tokens=sum(selection.lengths))
                 if smaller == kept.mask:
                     break
                 trial = attempt(phase, smaller, floor)
@@ -135,19 +116,35 @@ def s_prune(
     return SPruneResult(kept.mask, tuple(trials), floor)
 
 
-def remove_lowest(mask: Mask, importance: Importance, heads: int, mlps: int, norm_over_remaining: bool = True) -> Mask:
-    """`mask` without its `heads` least important heads and `mlps` least important MLPs, or all that are left of them."""
+def remove_lowest(
+    mask: Mask,
+    importance: Importance,
+    heads: int,
+    mlps: int,
+    settings: SPruneSettings = SPruneSettings(),
+    *,
+    tokens: int = 1,
+) -> Mask:
+    """`mask` without its `heads` least important heads and `mlps` least important MLPs, or all that are left of them.
+
+    Head scores are normalised within their layer first, then both as the settings say; `tokens` are those of the selection.
+    """
     assert mask.heads is not None and mask.mlps is not None
-    members = mask.heads if norm_over_remaining else torch.ones_like(mask.heads)
-    head_scores = normalise(importance.heads, members)
+    members = mask.heads if settings.importance_norm_members == "remaining_heads" else torch.ones_like(mask.heads)
+    head_scores, mlp_scores = normalise(importance.heads, members), importance.mlps
+    if settings.mlp_importance_norm == "token_count":
+        mlp_scores = mlp_scores / tokens
+    if settings.importance_minmax:
+        head_scores, mlp_scores = min_max(head_scores), min_max(mlp_scores)
     return Mask(
         heads=mask.heads & ~lowest(head_scores, min(heads, _kept_heads(mask)), mask.heads),
-        mlps=mask.mlps & ~lowest(importance.mlps, min(mlps, int(mask.mlps.sum())), mask.mlps),
+        mlps=mask.mlps & ~lowest(mlp_scores, min(mlps, int(mask.mlps.sum())), mask.mlps),
     )
 
 
-def _step(fraction: float, n: int) -> int:
-    return max(1, int(fraction * n))
+def _step(amount: int | float, n: int) -> int:
+    """How many of `n` go: a count, or a fraction of them (int(0.1 · 144) = 14, as released); at least one."""
+    return amount if isinstance(amount, int) else max(1, int(amount * n))
 
 
 def _kept_heads(mask: Mask) -> int:

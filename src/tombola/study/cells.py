@@ -92,6 +92,7 @@ class Lab:
 
     def __init__(self, store: Store, data_dir: Path | None = None, reporter: Reporter | None = None) -> None:
         self.store, self.data_dir, self.reporter = store, data_dir, reporter or Reporter()
+        self.checkpoint_seconds = 60.0  # how often a training run writes what a killed one goes on from
         self.cache: dict[Any, Any] = {}  # rows and models that several steps of one run read
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:

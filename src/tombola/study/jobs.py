@@ -3,18 +3,20 @@
 `plan_*` only describes (for `--dry-run` and for larger studies); the verb of the same name runs and returns values.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tombola.errors import SettingsError, TicketError, TombolaError
-from tombola.search import SEARCHES
-from tombola.search.controls import CONTROLS
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.settings import PRESET, Settings, resolve
-from tombola.study.steps import STEPS, task_data
+from tombola.study.data import base_folder, encoded_rows, task_data
+from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.presets import DEFAULT, Rung, ladder
+from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
+from tombola.study.steps import STEPS
 from tombola.ticket import Ticket, fingerprint_folder, resolve_model
 
 
@@ -52,34 +54,36 @@ def machine() -> dict[str, Any]:
     return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
 
-def plan_find(
-    lab: Lab, model: str, task: str, settings: Settings, run_seeds: Sequence[int], method: str = "s-prune"
-) -> list[Found]:
+def plan_find(lab: Lab, model: str, task: str, settings: Settings, run_seeds: Sequence[int]) -> list[Found]:
     """The cells of finding a ticket, one `Found` per run seed. Reads the data, computes nothing.
 
-    Raises: TombolaError for an unknown model or method, DataError for an unknown task or bad data.
+    Raises: TombolaError for an unknown model, DataError for an unknown task or bad data.
     """
-    if method not in SEARCHES:
-        raise TombolaError(f"unknown method {method!r}", expected=", ".join(SEARCHES))
     common = _common(lab, model, task, settings)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
         training = shared | {"train": asdict(settings.train), "keep_weights": True}
         dense = _cell("fine_tune", training)
-        search = _cell("search", {"method": method, "preset": PRESET, "search": asdict(settings.search)}, model=dense)
+        searching = {"method": settings.method, "preset": settings.preset, "search": asdict(settings.search)}
+        search = _cell("search", searching, model=dense)
         found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
     return found
 
 
-def plan_controls(ticket: Cell | Given, dense: Cell, kinds: Sequence[str], draws: int, *, retrain: bool) -> list[Tested]:
+def plan_controls(
+    ticket: Cell | Given, dense: Cell, kinds: Sequence[str], draws: int, settings: Settings, *, retrain: bool
+) -> list[Tested]:
     """The cells of `draws` controls of each kind for a good ticket that was found on `dense`.
 
     Raises: SettingsError for unknown or repeated kinds and for fewer than one draw, all at once.
     """
-    problems = [
-        TombolaError(f"unknown kind of control {kind!r}", expected=", ".join(CONTROLS)) for kind in kinds if kind not in CONTROLS
-    ]
+    problems = []
+    for kind in kinds:
+        if kind not in CONTROL_KINDS:
+            near = difflib.get_close_matches(kind, CONTROL_KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else None
+            problems.append(TombolaError(f"unknown kind of control {kind!r}", expected=", ".join(CONTROL_KINDS), next=hint))
     if len(set(kinds)) < len(kinds):
         problems.append(TombolaError("a kind of control is given twice", got=", ".join(kinds)))
     if draws < 1 or not kinds:
@@ -90,22 +94,69 @@ def plan_controls(ticket: Cell | Given, dense: Cell, kinds: Sequence[str], draws
         raise SettingsError(problems)
     controls = []
     for kind in kinds:
+        options = asdict(replace(settings.control, **CONTROL_KINDS[kind].changes))
         for draw in range(draws):
-            taken = _cell("control", {"kind": kind, "draw": draw}, ticket=ticket)
-            controls.append(plan_test(taken, dense, retrain=retrain))
+            taken = _cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
+            controls.append(plan_test(taken, dense, settings.retrain, retrain=retrain))
     return controls
 
 
-def plan_test(ticket: Cell | Given, dense: Cell, *, retrain: bool) -> Tested:
+def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, retrain: bool) -> Tested:
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
     pruned = _cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
-    return Tested(ticket, pruned, plan_retrain(ticket, dense) if retrain else None)
+    return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
 
 
-def plan_retrain(ticket: Cell | Given, dense: Cell, *, keep_weights: bool = False) -> Cell:
-    """The cell of training a ticket's mask from the base, exactly as `dense` was trained (same rows, seeds, schedule)."""
-    settings = _shared(dense) | {"train": dense.settings["train"], "keep_weights": keep_weights}
+def plan_retrain(
+    ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, keep_weights: bool = False
+) -> Cell:
+    """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule)."""
+    settings = _shared(dense) | {"train": dense.settings["train"], "retrain": asdict(options), "keep_weights": keep_weights}
     return _cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+@dataclass(frozen=True, slots=True)
+class RungCells:
+    """The cells of one rung of a ladder, over all its seeds."""
+
+    rung: Rung
+    found: tuple[Found, ...]
+    tested: tuple[Tested, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for cells in (*(f.cells for f in self.found), *(t.cells for t in self.tested)) for cell in cells)
+
+
+def plan_ladder(
+    lab: Lab,
+    model: str,
+    task: str,
+    text: str,
+    values: Mapping[str, Any],
+    run_seeds: Sequence[int],
+    own_seeds: Mapping[str, int] | None = None,
+    *,
+    method: str = "s-prune",
+    kinds: Sequence[str] = (),
+    draws: int = 1,
+    retrain: bool = False,
+) -> list[RungCells]:
+    """The cells of every rung of the ladder "A:B"; work that rungs share is one cell.
+
+    `values` are set on every rung, whatever its preset says; an option set so makes no rung.
+    Raises: as `resolve` and `plan_find`.
+    """
+    rungs = []
+    for rung in ladder(text, options_of(method) - values.keys()):
+        settings = resolve({**rung.values, **values}, run_seeds, own_seeds, method=method, preset=rung.preset)
+        found = plan_find(lab, model, task, settings, run_seeds)
+        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=retrain) for one in found] if retrain else []
+        for one in found:
+            if kinds:
+                tested += plan_controls(one.search, one.dense, kinds, draws, settings, retrain=retrain)
+        rungs.append(RungCells(rung, tuple(found), tuple(tested)))
+    return rungs
 
 
 def find(
@@ -113,6 +164,7 @@ def find(
     task: str,
     *,
     method: str = "s-prune",
+    preset: str = DEFAULT,
     seeds: Sequence[int] = (0,),
     store: "Path | str" = "tombola-store",
     data: "Path | str | None" = None,
@@ -124,15 +176,17 @@ def find(
 
     model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
-    settings   any field of DataSettings, TrainSettings or SPruneSettings by its name, e.g. floor=0.9, train_rows=4000
+    method     "s-prune" (heads and MLPs to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
+    preset     "paper", "released" or "corrected": what every setting is that is not given
+    settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone
 
     Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
     wrong setting at once.
     """
-    resolved = resolve(settings, seeds, own_seeds)
+    resolved = resolve(settings, seeds, own_seeds, method=method, preset=preset)
     lab = lab or open_lab(store, data)
-    planned = plan_find(lab, model, task, resolved, seeds, method)
+    planned = plan_find(lab, model, task, resolved, seeds)
     lab.run([cell for found in planned for cell in found.cells])
     return [found_ticket(lab, found) for found in planned]
 
@@ -149,9 +203,23 @@ def found_ticket(lab: Lab, found: Found) -> Ticket:
     return replace(ticket, metrics=(*ticket.metrics, *measured))
 
 
+def method_of(ticket: Ticket) -> str:
+    """The method a ticket was found by; of one from elsewhere, one that has settings for such a mask."""
+    said = ticket.settings.get("method")
+    return str(said) if said else ("s-prune" if not ticket.mask.values else "one-shot")
+
+
+def test_settings(ticket: Ticket, changes: Mapping[str, Any], preset: str | None = None) -> Settings:
+    """The settings by which a ticket is tested: those of its preset (or another), where `changes` does not say otherwise."""
+    return resolve(changes, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=preset or ticket.preset)
+
+
 def plan_retrain_on(lab: Lab, ticket: str, task: str | None, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola retrain TICKET TASK`: the ticket's own settings and seeds, where `changes` does not say otherwise."""
-    return plan_retrain(resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes), keep_weights=True)
+    own = {field.name for field in fields(RetrainSettings)}
+    options = test_settings(read_ticket(lab, ticket), {name: value for name, value in changes.items() if name in own}).retrain
+    others = {name: value for name, value in changes.items() if name not in own}
+    return plan_retrain(resolve_ticket(lab, ticket), dense_of(lab, ticket, task, others), options, keep_weights=True)
 
 
 def plan_evaluate(lab: Lab, ticket: str, task: str | None, weights: str, changes: Mapping[str, Any]) -> Cell:
@@ -175,7 +243,6 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     import time
 
     from tombola.evaluate import predict
-    from tombola.study.steps import base_folder, encoded_rows
     from tombola.ticket import load_weights
 
     dense = next(one for one in cell.needed() if "data" in one.settings)
@@ -202,18 +269,18 @@ def compare(lab: Lab, tickets: Sequence[str]) -> dict[str, Any]:
             "kind": t.kind,
             "task": t.task,
             "sparsity": t.sparsity,
-            "kept": {n: k for n, (k, _) in t.mask.counts().items()},
+            "kept": {n: k for n, (k, _) in t.mask.counts_by_type().items()},
         }
         for name, t in zip(tickets, read, strict=True)
     ]
     pairs = []
     for i, a in enumerate(read):
         for j in range(i + 1, len(read)):
-            for part, one in a.overlap(read[j]).items():
+            for part, one in a.mask.overlap_by_type(read[j].mask).items():
                 pairs.append({"a": tickets[i], "b": tickets[j], "part": part} | asdict(one))
     kappa = {}
     for part in dict.fromkeys(one["part"] for one in pairs):
-        estimate = stats.fleiss_kappa([t.mask.parts()[part].flatten().tolist() for t in read])
+        estimate = stats.fleiss_kappa([t.mask.flat(part) for t in read])
         kappa[part] = {"value": estimate.value, "note": estimate.note}
     return {"tickets": rows, "pairs": pairs, "fleiss_kappa": kappa}
 
@@ -271,7 +338,7 @@ def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str,
         )
     data = {name: value for name, value in ticket.settings["data"].items() if name not in ("task", "rows", "counts")}
     values = data | dict(ticket.settings["train"]) | dict(changes or {})
-    resolved = resolve(values, (ticket.seeds["run"],))
+    resolved = resolve(values, (ticket.seeds["run"],), method=method_of(ticket), preset=ticket.preset)
     common = _common(lab, ticket.base.name, task or str(ticket.task), resolved)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(

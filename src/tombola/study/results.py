@@ -5,15 +5,19 @@ the majority line of that split. `collect` reads them from a store.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tombola import stats
+from tombola.study.kinds import CONTROL_KINDS
 
 if TYPE_CHECKING:
     from tombola.store import Store
     from tombola.study.cells import Cell, Lab
+    from tombola.study.jobs import RungCells
 
-KINDS = ("full", "good", "random", "bad", "strict-bad")  # "full" = the dense fine-tuned model, the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS)  # "full" = the dense fine-tuned model, the others are tickets
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 
@@ -54,9 +58,8 @@ class PathStep:
     """One trial of a search: a mask was tried, scored, and kept or rolled back."""
 
     step: int
-    phase: str  # "joint" | "heads" | "mlps"
-    heads_kept: int
-    mlps_kept: int
+    phase: str  # "full", then "joint" | "heads" | "mlps" | "m-prune"
+    kept: Mapping[str, int]  # part → entries, "values" for single values of all parameters
     score: float  # on the selection rows
     passed: bool
 
@@ -69,14 +72,15 @@ class TicketRow:
     model: str
     task: str
     seed: int
-    kind: str  # "good" | "random" | "bad" | "strict-bad"
+    kind: str  # one of KINDS
     draw: int
-    heads: tuple[tuple[bool, ...], ...]  # [layer][head], True = kept
-    mlps: tuple[bool, ...]  # [layer], True = kept
-    body_share: float  # surviving share of head + MLP values, in [0, 1]
+    heads: tuple[tuple[float, ...], ...]  # [layer][head], share of it that is kept: 1 or 0 where whole heads are removed
+    mlps: tuple[float, ...]  # [layer], likewise
+    body_share: float  # surviving share of the maskable values: of heads and MLPs, or of the scope of single values
     total_share: float  # surviving share of all parameters of the model, in [0, 1]
-    heads_shared_with_good: int | None = None  # kept by both this control and the good ticket of its seed
-    mlps_shared_with_good: int | None = None
+    scope: str = "heads+mlps"
+    values: tuple[int, int] | None = None  # (kept, all) single values of an unstructured ticket
+    shared_with_good: Mapping[str, int] = field(default_factory=dict)  # part → kept by this control and its good ticket too
     head_importance: tuple[tuple[float, ...], ...] | None = None  # raw mean |dL/dξ| of the dense model, good only
     mlp_importance: tuple[float, ...] | None = None
     path: tuple[PathStep, ...] = ()
@@ -147,8 +151,17 @@ def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:
     named: dict[str, tuple[str, ...]] = {}
     for known, one in distinct.items():
         peers = [said for said in distinct.values() if said["task"] == one["task"]]
-        whole = [said for said in peers if len(said) == max(map(len, peers))]
-        differing = sorted({name for said in whole for name in said if said[name] != whole[0].get(name)})
+        # Those that no other adds to: what a dense model or a search is part of, with all settings that anything below has.
+        whole = [said for said in peers if not any(said.items() < other.items() for other in peers)]
+        methods = {said.get("method") for said in whole}
+        # Within a method: what another method is set to tells nothing that its name does not.
+        varying = {
+            name
+            for method in methods
+            for name in {name for said in whole for name in said}
+            if len({str(said[name]) for said in whole if said.get("method") == method and name in said}) > 1
+        }
+        differing = sorted(varying | ({"method"} if len(methods) > 1 else set()))
         mine = [said for said in whole if one.items() <= said.items()] or [one]
         texts = [", ".join(f"{name}={said[name]}" for name in differing if name in said) for said in mine]
         named[known] = tuple(dict.fromkeys(f" ({text})" if text else "" for text in texts))
@@ -159,8 +172,11 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
     """Every setting of a cell and of those it stands on, but seeds, draws and kinds: what two runs must share to be averaged."""
     flat: dict[str, Any] = {}
     for one in cell.needed():
-        for name in ("data", "train", "search", "machine"):
+        for name in ("data", "train", "search", "retrain", "machine"):
             flat |= one.settings.get(name, {})
+        if "control" in one.settings:  # what a kind of control sets itself is no variant of it
+            own = CONTROL_KINDS[one.settings["kind"]].changes
+            flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
@@ -172,6 +188,52 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
     tasks = set(tasks)
     bare = {task: task.partition(":")[0] for task in tasks}
     return bare if len(set(bare.values())) == len(tasks) else {task: task for task in tasks}
+
+
+def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]]:
+    """For each rung what it changes, the share its good tickets keep, and its scores on the report rows.
+
+    `scores` and `minus_first` have an Estimate (value, low, high, std, n_seeds) for each "kind, stage": over seeds, of the mean
+    over draws; the second of the difference to the first rung within each seed.
+    """
+    from tombola.anatomy import size_of
+    from tombola.study.jobs import ticket_of
+    from tombola.study.presets import OPTIONS, preset_values
+
+    def by_seed(rows: list[ScoreRow]) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, list[float]]] = {}
+        for row in rows:
+            found.setdefault(f"{row.kind}, {row.stage}", {}).setdefault(row.seed, []).append(row.value)
+        return {what: {seed: sum(of) / len(of) for seed, of in seeds.items()} for what, seeds in found.items()}
+
+    said, first = [], None
+    for one in rungs:
+        rows = [row for row in scores_of(lab, one.cells) if row.role == "report"]
+        rows = [row for row in rows if row.metric == rows[0].metric]
+        scores = by_seed(rows)
+        first = first or scores
+        tickets = [ticket_of(lab, found.search) for found in one.found]
+        before = preset_values(rungs[0].rung.preset)
+        changes = [f"{name}: {before[name]} → {value}" for name, value in one.rung.values.items() if name in OPTIONS]
+        minus = {
+            what: asdict(stats.over_seeds([value - first[what][seed] for seed, value in seeds.items() if seed in first[what]]))
+            for what, seeds in scores.items()
+            if what in first and first is not scores
+        }
+        said.append(
+            {
+                "rung": one.rung.name,
+                "change": "; ".join(changes) or "all of the preset",
+                "kept_share": stats.over_seeds([size_of(t.anatomy, t.mask).body_share for t in tickets]).value,
+                "metric": rows[0].metric,
+                "split": rows[0].split,
+                "n": rows[0].n,
+                "seeds": len(tickets),
+                "scores": {what: asdict(stats.over_seeds(list(seeds.values()))) for what, seeds in scores.items()},
+                "minus_first": minus,
+            }
+        )
+    return said
 
 
 def scores_of(lab: "Lab", cells: "Sequence[Cell]") -> list[ScoreRow]:
@@ -195,9 +257,9 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
     from tombola.ticket import Ticket
 
     ticket = Ticket.from_pretrained(folder / "ticket")
-    parts, size, details = ticket.mask.parts(), size_of(ticket.anatomy, ticket.mask), ticket.details
+    size, details = size_of(ticket.anatomy, ticket.mask), ticket.details
     steps = load_file(folder / "steps.safetensors") if (folder / "steps.safetensors").is_file() else None
-    shared = details.get("shared_with_good", {})
+    kept = details["survival"]
     return TicketRow(
         cell=key,
         model=ticket.base.name,
@@ -205,12 +267,13 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         seed=ticket.seeds["run"],
         kind=ticket.kind,
         draw=details.get("draw", 0),
-        heads=tuple(tuple(row) for row in parts["heads"].tolist()),
-        mlps=tuple(parts["mlps"].tolist()),
+        heads=tuple(tuple(row) for row in kept["heads"]),
+        mlps=tuple(kept["mlps"]),
         body_share=size.body_share,
         total_share=size.total_share,
-        heads_shared_with_good=shared.get("heads"),
-        mlps_shared_with_good=shared.get("mlps"),
+        scope=ticket.scope,
+        values=ticket.mask.counts_by_type().get("values"),
+        shared_with_good=details.get("shared_with_good", {}),
         head_importance=None if steps is None else tuple(tuple(row) for row in steps["head_importance"][0].tolist()),
         mlp_importance=None if steps is None else tuple(steps["mlp_importance"][0].tolist()),
         path=tuple(PathStep(**step) for step in details.get("path", ())),

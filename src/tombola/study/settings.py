@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from tombola.errors import MaskError, SettingsError, TombolaError
-from tombola.search.structured import SPruneSettings
+from tombola.search import SEARCHES
+from tombola.search.controls import ControlSettings
+from tombola.study.presets import DEFAULT, preset_values
 from tombola.train import RunSeeds, TrainSettings
-
-PRESET = "corrected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,60 +27,103 @@ class DataSettings:
     selection_split: Literal["held_out_from_train", "dev"] = "held_out_from_train"
     split_seed: Annotated[int, Ge(0)] = 0  # which train rows are held out; the same rows for every run seed
     max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut
+    padding: Literal["bucketed", "max_length"] = "bucketed"  # max_length: rows in shuffled order, each padded to max_length
 
 
-GROUPS: dict[str, type[Any]] = {"data": DataSettings, "train": TrainSettings, "search": SPruneSettings}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrainSettings:
+    """From where a ticket is trained again. The defaults are the `corrected` column."""
+
+    # keep_tuned_embeddings: the embeddings are those of the model the ticket was found on, all else is the base
+    retrain_start: Literal["pretrained_all", "pretrained_keep_tuned_embeddings"] = "pretrained_all"
+    # mask_keeps_shrink_drops: a layer that lost all its heads is trained without the bias of o, as physical removal does it
+    empty_layer_bias: Literal["keep", "mask_keeps_shrink_drops"] = "keep"
+
+
+# What every find has; its search adds the settings of the method, see `SEARCHES`.
+GROUPS: dict[str, type[Any]] = {
+    "data": DataSettings,
+    "train": TrainSettings,
+    "control": ControlSettings,
+    "retrain": RetrainSettings,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All resolved settings of a find, and its run seeds."""
 
+    method: str
+    preset: str
     data: DataSettings
     train: TrainSettings
-    search: SPruneSettings
+    search: Any  # the settings class of the method
+    control: ControlSettings
+    retrain: RetrainSettings
     seeds: tuple[RunSeeds, ...]
 
     def plain(self) -> dict[str, dict[str, Any]]:
         """Group → name → value, as JSON; without seeds."""
-        return {group: asdict(getattr(self, group)) for group in GROUPS}
+        return {group: asdict(getattr(self, group)) for group in groups_of(self.method)}
 
 
-def resolve(values: Mapping[str, Any], seeds: Sequence[int] = (0,), own_seeds: Mapping[str, int] | None = None) -> Settings:
-    """The settings with these values, defaults elsewhere. `own_seeds` sets head, data, dropout or mask alone.
+def groups_of(method: str) -> dict[str, type[Any]]:
+    """Group → settings class, for one method of search. Raises: SettingsError for an unknown method."""
+    if method not in SEARCHES:
+        near = difflib.get_close_matches(method, SEARCHES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise SettingsError([TombolaError(f"unknown method {method!r}", expected=", ".join(SEARCHES), next=hint)])
+    return GROUPS | {"search": SEARCHES[method][1]}
+
+
+def options_of(method: str) -> set[str]:
+    """The names of all settings of one method."""
+    return {field.name for kind in groups_of(method).values() for field in fields(kind)}
+
+
+def resolve(
+    values: Mapping[str, Any],
+    seeds: Sequence[int] = (0,),
+    own_seeds: Mapping[str, int] | None = None,
+    *,
+    method: str = "s-prune",
+    preset: str = DEFAULT,
+) -> Settings:
+    """The settings of a preset with these values set otherwise. `own_seeds` sets head, data, dropout or mask alone.
 
     Raises: SettingsError with every problem at once: unknown names (the nearest is offered), values out of range, seeds
-    that repeat; MaskError for `head_mask`, which nothing here takes.
+    that repeat, an unknown method or preset; MaskError for `head_mask`, which nothing here takes.
     """
     if values.get("head_mask") is not None:
         raise MaskError(
             "head_mask= is not taken: transformers 5 ignores it in silence, and a search makes its own mask",
             next="use tombola.ablate(model, layer, head) to remove a head by hand",
         )
-    names = {field.name: group for group, kind in GROUPS.items() for field in fields(kind)}
+    kinds = groups_of(method)
+    names = {field.name: group for group, kind in kinds.items() for field in fields(kind)}
     problems: list[TombolaError] = []
-    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for name, value in values.items():
+    groups: dict[str, dict[str, Any]] = {group: {} for group in kinds}
+    for name, value in (preset_values(preset, set(names)) | dict(values)).items():
         if name in names:
             groups[names[name]][name] = value
         elif name != "head_mask":
             near = difflib.get_close_matches(name, names, n=1)
             problems.append(
                 TombolaError(
-                    f"there is no setting {name!r}",
+                    f"there is no setting {name!r} of {method}",
                     expected=", ".join(names),
                     next=f"did you mean {near[0]!r}?" if near else None,
                 )
             )
     resolved: dict[str, Any] = {}
-    for group, kind in GROUPS.items():
+    for group, kind in kinds.items():
         resolved[group], wrong = _checked(kind, groups[group])
         problems += wrong
     run_seeds, wrong = _seeds(seeds, own_seeds or {})
     problems += wrong
     if problems:
         raise SettingsError(problems)
-    return Settings(seeds=run_seeds, **resolved)
+    return Settings(method=method, preset=preset, seeds=run_seeds, **resolved)
 
 
 def _checked(kind: type[Any], values: Mapping[str, Any]) -> tuple[Any, list[TombolaError]]:

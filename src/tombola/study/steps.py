@@ -10,26 +10,32 @@ What a step may depend on stands in its cell: settings and inputs. The lab only 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tombola.anatomy import read_anatomy, size_of
-from tombola.errors import DataError, TombolaError
+from tombola.anatomy import Anatomy, read_anatomy, size_of
+from tombola.errors import TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
-from tombola.gates import Gates, hold, prove_acts
+from tombola.gates import hold, lesion_of, masked, prove_acts
+from tombola.lesion import copy_values
 from tombola.mask import Mask
-from tombola.search.controls import control
-from tombola.search.structured import SPruneResult, SPruneSettings, s_prune
+from tombola.scope import scope_parameters
+from tombola.scores import Given as Wanted
+from tombola.scores import magnitude
+from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
-from tombola.tasks import Role, Rows, Task, get_task, load_rows, shared_texts, split_selection
-from tombola.tasks.encode import Encoded, encode
-from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, resolve_model
+from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, tokenizer_of
+from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.searches import METHODS, Asked, Outcome
+from tombola.study.settings import RetrainSettings
+from tombola.tasks import get_task
+from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, locate_weights, resolve_model
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
@@ -38,139 +44,29 @@ if TYPE_CHECKING:
 Progress = Callable[[float], None]
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-@dataclass(frozen=True, slots=True)
-class TaskData:
-    """The rows of one task under one set of data settings, by what they are for."""
-
-    task: Task
-    train: Rows
-    selection: Rows
-    report: Rows
-    challenge: Rows | None
-    leaked: int  # train rows dropped because a selection row has the same texts
-    selection_name: str = "selection"  # the report split's own name when the mask is chosen on its rows: the page says so
-
-    def evaluated(self) -> dict[str, tuple[str, Rows]]:
-        """Role → (name of the split, rows), for every set a model is scored on."""
-        sets = {"selection": (self.selection_name, self.selection), "report": (self.task.splits["report"], self.report)}
-        if self.challenge is not None:
-            sets["challenge"] = (self.task.splits["challenge"], self.challenge)
-        return sets
-
-    def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of each set of rows, so that a cell is known by its data and not by where that came from."""
-        sets = {"train": self.train} | {role: rows for role, (_, rows) in self.evaluated().items()}
-        return {role: fingerprint([rows.ids, rows.texts, rows.labels, rows.groups]) for role, rows in sets.items()}
-
-
-def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
-    """The rows of a task. Rows on which a mask is chosen are held out of train by seed, or are the dev rows if so set.
-
-    Raises: DataError as `load_rows` does, and when train or selection rows stand in the report split under another label.
-    """
-    known = (
-        "data",
-        spec,
-        settings["train_rows"],
-        settings["selection_rows"],
-        settings["selection_split"],
-        settings["split_seed"],
-    )
-    if known not in lab.cache:
-        task = get_task(spec)
-        rows: dict[Role, Rows] = {role: load_rows(task, role, data_dir=lab.data_dir) for role in task.splits}
-        full, report = rows["train"], rows["report"]
-        train, selection = split_selection(
-            full,
-            len(report),
-            seed=settings["split_seed"],
-            max_train=settings["train_rows"],
-            max_selection=settings["selection_rows"],
-        )
-        leaked = len(shared_texts(full, selection)) - len(selection)
-        name = "selection"
-        if settings["selection_split"] == "dev":
-            cap = min(len(report), settings["selection_rows"] or len(report))
-            selection, name = report.take(range(cap)), task.splits["report"]
-        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name)
-    data: TaskData = lab.cache[known]
-    return data
-
-
-def _same_data(cell: Cell, lab: Lab) -> TaskData:
-    """The rows a cell was planned for. Raises: DataError when the data of today are others."""
-    settings = cell.settings["data"]
-    data = task_data(lab, settings["task"], settings)
-    found = data.fingerprints()
-    if found != settings["rows"]:
-        differing = [role for role in found if found[role] != settings["rows"].get(role)]
-        raise DataError(
-            f"the data of {settings['task']} are not those this run was made with",
-            got=f"other rows in: {', '.join(differing)}",
-            next="pass the --data folder the run was made with",
-        )
-    return data
-
-
-def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
-    """Rows as the base's tokenizer encodes them, once per run; `role` names them."""
-    known = ("encoded", cell.settings["model"]["fingerprint"], role, fingerprint(cell.settings["data"]))
-    if known not in lab.cache:
-        lab.cache[known] = encode(_tokenizer(lab, cell), rows, cell.settings["data"]["max_length"])
-    encoded: Encoded = lab.cache[known]
-    return encoded
-
-
-def _tokenizer(lab: Lab, cell: Cell) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = base_folder(lab, cell.settings["model"])
-    if ("tokenizer", folder) not in lab.cache:
-        lab.cache["tokenizer", folder] = AutoTokenizer.from_pretrained(folder)
-    return lab.cache["tokenizer", folder]
-
-
-def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:
-    """The folder of a base by its settings. Raises: TombolaError when its weights are no longer those of the plan."""
-    known = ("base", model["name"], model["revision"])
-    if known not in lab.cache:
-        lab.cache[known] = resolve_model(model["name"], model["revision"])
-    source = lab.cache[known]
-    if source.fingerprint != model["fingerprint"]:
-        raise TombolaError(
-            f"the weights of {model['name']} changed since this run was planned",
-            got=source.fingerprint,
-            expected=model["fingerprint"],
-            next="pin the revision it was made with",
-        )
-    folder: Path = source.folder
-    return folder
-
-
 # --------------------------------------------------------------------------------------------------------------- steps
 
 
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
-    """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout."""
-    data, settings = _same_data(cell, lab), cell.settings
-    seeds = RunSeeds(**{name: seed for name, seed in settings["seeds"].items() if name != "run"})
+    """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout. Goes on where it was killed."""
+    data, settings = same_data(cell, lab), cell.settings
+    seeds, device = _run_seeds(settings), settings["machine"]["device"]
     model = load_weights(base_folder(lab, settings["model"]), data.task.labels, head_seed=seeds.head)
-    ticket = _ticket(cell, lab)
+    ticket, said = _ticket(cell, lab), []
     anatomy = read_anatomy(model)
-    model.to(settings["machine"]["device"])
+    model.to(device)
     if ticket is not None:
-        prove_acts(model, anatomy, ticket.mask)
-        hold(model, anatomy, ticket.mask)
+        said = _prepare_retraining(cell, lab, model, anatomy, ticket)
+    checkpoints = lab.store.scratch(cell.key) / "training"
     log = fine_tune(
         model,
         encoded_rows(lab, cell, "train", data.train),
         TrainSettings(**settings["train"]),
         seeds,
-        device=settings["machine"]["device"],
+        device=device,
         progress=lambda share: progress(0.9 * share),
+        checkpoints=checkpoints,
+        every_seconds=lab.checkpoint_seconds,
     )
     predictions = _predict_all(cell, lab, data, model)
     dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
@@ -178,33 +74,61 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
     if settings["keep_weights"]:
         model.save_pretrained(out / "weights")
-        _tokenizer(lab, cell).save_pretrained(out / "weights")
+        tokenizer_of(lab, cell).save_pretrained(out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
+    if said:
+        write_json(out / "result.json", {"warnings": said})
+
+
+def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
+    """The weights a ticket is trained again from, with its mask held; says what a user would not expect."""
+    options, mask = RetrainSettings(**cell.settings["retrain"]), ticket.mask
+    said = []
+    if options.retrain_start == "pretrained_keep_tuned_embeddings":
+        tuned = load_weights(lab.folder(cell.inputs["dense"]) / "weights", ticket.labels, head_seed=0)
+        copy_values(model, tuned, scope_parameters(model, anatomy, "embeddings"))
+    lesion_of(ticket)(model, anatomy)
+    if options.empty_layer_bias == "mask_keeps_shrink_drops" and mask.heads is not None:
+        emptied = [layer.attention.o for layer, heads in zip(anatomy.layers, mask.heads, strict=True) if not bool(heads.any())]
+        biases = {f"{o.path}.bias": torch.zeros(o.n_out, dtype=torch.bool) for o in emptied if o.has_bias}
+        mask = mask & Mask(values=biases)
+        if biases:
+            said.append(f"retrained without the bias of the attention output of {len(biases)} emptied layers, as released")
+    prove_acts(model, anatomy, mask)
+    hold(model, anatomy, mask)
+    return said
 
 
 def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
-    """s-prune on the fine-tuned model; the mask that held the floor becomes the good ticket."""
+    """A search on the fine-tuned model; the mask it ends with becomes the good ticket."""
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
-    data, labels = _same_data(dense, lab), get_task(dense.settings["data"]["task"]).labels
+    data, labels = same_data(dense, lab), get_task(dense.settings["data"]["task"]).labels
     model = load_weights(lab.folder(dense) / "weights", labels, head_seed=0)
     model.to(dense.settings["machine"]["device"])
-    options = SPruneSettings(**cell.settings["search"])
-    with Gates(model) as gates:
-        anatomy = gates.anatomy
-        tried: list[int] = []
+    anatomy, tried = read_anatomy(model), list[object]()
 
-        def count(_: object) -> None:
-            tried.append(1)
-            progress(min(len(tried) / EXPECTED_TRIALS, 0.95))
+    def count(trial: object) -> None:
+        tried.append(trial)
+        progress(min(len(tried) / EXPECTED_TRIALS, 0.95))
 
-        result = s_prune(gates, encoded_rows(lab, dense, "selection", data.selection), data.task.metric, options, count)
-    prove_acts(model, anatomy, result.mask)
     base, seeds = dense.settings["model"], dense.settings["seeds"]
-    full, kept = result.trials[0].score, next(t for t in reversed(result.trials) if t.mask == result.mask).score
+    found = METHODS[cell.settings["method"]](
+        Asked(
+            model=model,
+            anatomy=anatomy,
+            selection=encoded_rows(lab, dense, "selection", data.selection),
+            metric=data.task.metric,
+            settings=cell.settings["search"],
+            seed=seeds["mask"],
+            trial=count,
+        )
+    )
+    prove_acts(model, anatomy, found.mask)
+    heads, mlps = anatomy.survival(found.mask)
     ticket = Ticket(
-        mask=result.mask,
+        mask=found.mask,
         base=Weights(base["name"], base["fingerprint"], base["revision"]),
         found_on=Weights(
             f"{base['name']} fine-tuned on {data.task.name}",
@@ -213,8 +137,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         ),
         anatomy=anatomy.summary(),
         kind="good",
-        scope="heads+mlps",
-        sparsity=anatomy.size(result.mask).sparsity,
+        scope=found.scope,
+        sparsity=anatomy.size(found.mask).sparsity,
         task=dense.settings["data"]["task"],
         labels=labels,
         preset=cell.settings["preset"],
@@ -223,69 +147,118 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         seeds=seeds,
         metrics=tuple(
             {"split": "selection", "what": what, "metric": one.metric, "value": one.value, "n": one.n, "majority": one.majority}
-            for what, one in (("full", full), ("pruned", kept))
+            for what, one in (("full", found.full), ("pruned", found.kept))
         ),
-        details={"path": _path(result), "floor_score": result.floor_score, "full_score": full.value},
+        details={
+            "path": found.path,
+            "floor_score": found.floor_score,
+            "full_score": found.full.value,
+            "survival": {"heads": heads.tolist(), "mlps": mlps.tolist()},
+        },
         cell=cell.key,
         versions={name: version(name) for name in ("tombola", "torch", "transformers")},
     )
     ticket.save_pretrained(out / "ticket")
-    save_file(_steps(result), out / "steps.safetensors")
-    said = []
-    if options.floor_rule == "fraction_above_baseline" and full.at_or_below_majority:
+    if found.tensors:
+        save_file(dict(found.tensors), out / "steps.safetensors")
+    write_json(out / "result.json", {"warnings": _doubts_of_search(found) + _empty_mask(found.mask)})
+
+
+def _doubts_of_search(found: Outcome) -> list[str]:
+    full, floor, said = found.full, found.floor_score, []
+    if full.at_or_below_majority:
         said.append(
             f"the full model ({full.value:.3f}) is at or below the majority line ({full.majority:.3f}) on the selection rows"
         )
-    if result.floor_score <= full.majority:
+    if floor is not None and floor <= full.majority:
         said.append(
-            f"the floor ({result.floor_score:.3f}) is not above the majority line ({full.majority:.3f}) of the selection rows: "
+            f"the floor ({floor:.3f}) is not above the majority line ({full.majority:.3f}) of the selection rows: "
             "an empty network would hold it; --floor-rule fraction_above_baseline keeps a share of what is above the line"
         )
-    said += _empty_mask(result.mask)
-    write_json(out / "result.json", {"warnings": said})
+    return said
 
 
 def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """A control ticket for the good ticket it takes."""
     good = _ticket(cell, lab)
     assert good is not None
-    kind, draw = cell.settings["kind"], cell.settings["draw"]
-    mask = control(good.mask, kind, seed=good.seeds["mask"], draw=draw)
-    overlap = good.mask.overlap(mask)
+    name, draw = cell.settings["kind"], cell.settings["draw"]
+    kind = CONTROL_KINDS[name]
+    options = ControlSettings(**cell.settings["control"])
+    if kind.rule in CONTROLS:
+        scores = _scores_found_on(cell, lab, good) if needs_scores(good.mask, kind.rule, options) else None
+        mask = control(good.mask, kind.rule, seed=good.seeds["mask"], draw=draw, settings=options, scores=scores)
+    else:
+        mask = good.mask if kind.rule == "good" else good.mask | ~good.mask
+    overlap, survival = good.mask.overlap_by_type(mask), good.details.get("survival")
+    if mask != good.mask and survival is not None:
+        heads, mlps = _anatomy_of(cell, lab, good).survival(mask)
+        survival = {"heads": heads.tolist(), "mlps": mlps.tolist()}
     ticket = Ticket(
         mask=mask,
         base=good.base,
         found_on=replace(good.found_on, path=_from_ticket(lab, good.found_on.path)),
         anatomy=good.anatomy,
-        kind=kind,
+        kind=name,
         scope=good.scope,
         sparsity=size_of(good.anatomy, mask).sparsity,
         task=good.task,
         labels=good.labels,
         preset=good.preset,
-        settings=dict(good.settings) | {"control": {"kind": kind, "draw": draw}},
+        settings=dict(good.settings) | {"control": {"kind": name, "draw": draw} | asdict(options)},
         seeds=good.seeds,
         details={
             "draw": draw,
-            "kept_good": {name: one.size_a for name, one in overlap.items()},
-            "shared_with_good": {name: one.shared for name, one in overlap.items()},
-        },
+            "kept_good": {part: one.size_a for part, one in overlap.items()},
+            "shared_with_good": {part: one.shared for part, one in overlap.items()},
+        }
+        | ({"lesion": {"name": kind.lesion, "seed": lesion_seed(good.seeds["mask"], draw)}} if kind.lesion else {})
+        | ({"survival": survival} if survival is not None else {}),
         parents=(good.identity,),
         cell=cell.key,
         versions={name: version(name) for name in ("tombola", "torch", "transformers")},
     )
     ticket.save_pretrained(out / "ticket")
-    smaller = {name: one for name, one in overlap.items() if one.size_b < one.size_a}
+    smaller = {part: one for part, one in overlap.items() if one.size_b < one.size_a}
     said = [
-        f"{kind} keeps {one.size_b} {name}, the good ticket {one.size_a}: no more were removed by it"
-        for name, one in smaller.items()
+        f"{name} keeps {one.size_b} {part}, the good ticket {one.size_a}: "
+        + ("its size is drawn too" if options.random_size == "bernoulli" else "no more were removed by it")
+        for part, one in smaller.items()
     ]
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
 
 
+def _anatomy_of(cell: Cell, lab: Lab, ticket: Ticket) -> Anatomy:
+    """The anatomy of the base a ticket was found on, read once a run."""
+    known = ("anatomy", ticket.base.fingerprint)
+    if known not in lab.cache:
+        source = resolve_model(ticket.base.name, ticket.base.revision)
+        lab.cache[known] = read_anatomy(load_weights(source.folder, ticket.labels, head_seed=0))
+    anatomy: Anatomy = lab.cache[known]
+    return anatomy
+
+
+def _scores_found_on(cell: Cell, lab: Lab, good: Ticket) -> dict[str, torch.Tensor]:
+    """What a good ticket was chosen by: importances of its dense model, or magnitudes of the weights it was found on."""
+    searched = cell.inputs["ticket"]
+    if good.mask.heads is not None:
+        if not isinstance(searched, Cell):
+            raise TombolaError(
+                "the importances this ticket was chosen by are not here",
+                got="a ticket from another place",
+                expected="a ticket of this store",
+                next="run `tombola find` into this store, or take the rule pruned_plus_fill",
+            )
+        steps = load_file(lab.folder(searched) / "steps.safetensors")
+        return {"heads": steps["head_importance"][0], "mlps": steps["mlp_importance"][0]}
+    folder, _ = locate_weights(good, "found_on")
+    model = load_weights(folder, good.labels, head_seed=0)
+    return magnitude(Wanted(model=model, names=list(good.mask.values)))
+
+
 def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """A ticket's mask on given weights, nothing trained."""
-    data, ticket = _same_data(cell, lab), _ticket(cell, lab)
+    data, ticket = same_data(cell, lab), _ticket(cell, lab)
     assert ticket is not None
     weights = cell.inputs.get("weights")
     if weights is None:
@@ -299,8 +272,9 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     # The dense predictions of the same weights: read where they were stored, else made here.
     dense = _read_predictions(lab.folder(weights)) if isinstance(weights, Cell) else _predict_all(cell, lab, data, model)
     progress(0.3)
+    lesion_of(ticket)(model, anatomy)
     prove_acts(model, anatomy, ticket.mask)
-    with Gates(model, anatomy, ticket.mask):
+    with masked(model, anatomy, ticket.mask):
         predictions = _predict_all(cell, lab, data, model)
     _write_scores(cell, out, data, predictions, dense, ticket, stage="pruned")
     head = (
@@ -312,6 +286,15 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _run_seeds(settings: Mapping[str, Any]) -> RunSeeds:
+    return RunSeeds(**{name: seed for name, seed in settings["seeds"].items() if name != "run"})
+
+
+def lesion_seed(mask_seed: int, draw: int) -> int:
+    """The seed of a lesion: every draw of every run destroys the weights otherwise."""
+    return int(fingerprint(["lesion", mask_seed, draw])[:12], 16)
 
 
 def _ticket(cell: Cell, lab: Lab) -> Ticket | None:
@@ -394,29 +377,8 @@ def _read_predictions(folder: Path) -> dict[str, Predictions]:
     }
 
 
-def _path(result: SPruneResult) -> list[dict[str, Any]]:
-    """The fields of a PathStep for each trial."""
-    path = []
-    for step, trial in enumerate(result.trials):
-        counts = trial.mask.counts()
-        kept = {"heads_kept": counts["heads"][0], "mlps_kept": counts["mlps"][0]}
-        path.append({"step": step, "phase": trial.phase, "score": trial.score.value, "passed": trial.passed} | kept)
-    return path
-
-
-def _steps(result: SPruneResult) -> dict[str, torch.Tensor]:
-    """Importance and mask of every trial: [step, layer, head] and [step, layer]."""
-    trials = result.trials
-    return {
-        "head_importance": torch.stack([t.importance.heads for t in trials]),
-        "mlp_importance": torch.stack([t.importance.mlps for t in trials]),
-        "heads": torch.stack([t.mask.parts()["heads"] for t in trials]).to(torch.uint8),
-        "mlps": torch.stack([t.mask.parts()["mlps"] for t in trials]).to(torch.uint8),
-    }
-
-
 def _empty_mask(mask: Mask) -> list[str]:
-    empty = [name for name, (kept, _) in mask.counts().items() if kept == 0]
+    empty = [name for name, (kept, _) in mask.counts_by_type().items() if kept == 0]
     return [f"the mask keeps none of the {' and none of the '.join(empty)}"] if empty else []
 
 

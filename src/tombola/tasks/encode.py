@@ -28,17 +28,27 @@ class Encoded:
     labels: tuple[int, ...]
     truncated: int  # rows that were longer than max_length and lost their end
     pad: Mapping[str, int]  # the value each input is padded with
+    pad_to: int | None = None  # every row is padded to so many tokens; None = to the longest of its batch
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def lengths(self) -> list[int]:
+        """Real tokens of each row."""
         return [len(row["input_ids"]) for row in self.inputs]
 
+    @property
+    def computed_lengths(self) -> list[int]:
+        """Tokens of each row as batches are made of them: where all are padded to one length, no row is longer than another."""
+        return self.lengths if self.pad_to is None else [self.pad_to] * len(self)
 
-def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
-    """Tokenised `rows`, cut to `max_length` tokens (of a pair, the longer text loses). Raises: DataError on an empty set."""
+
+def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed") -> Encoded:
+    """Tokenised `rows`, cut to `max_length` tokens (of a pair, the longer text loses); padding = "max_length" pads all to that.
+
+    Raises: DataError on an empty set.
+    """
     if not len(rows):
         raise DataError("there are no rows to encode", expected="at least one row")
     columns = list(zip(*rows.texts, strict=True))
@@ -49,12 +59,13 @@ def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
     truncated = sum(len(a) != len(b) for a, b in zip(tokens["input_ids"], full["input_ids"], strict=True))
     inputs = tuple({name: tuple(tokens[name][i]) for name in names} for i in range(len(rows)))
     pad = {"input_ids": int(tokenizer.pad_token_id), "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0))}
-    return Encoded(rows.ids, inputs, rows.labels, truncated, {name: pad[name] for name in names})
+    pad_to = max_length if padding == "max_length" else None
+    return Encoded(rows.ids, inputs, rows.labels, truncated, {name: pad[name] for name in names}, pad_to)
 
 
 def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
-    """Model inputs of these rows, padded at the end to the longest of them: [batch, seq] each, and labels [batch]."""
-    longest = max(len(encoded.inputs[i]["input_ids"]) for i in rows)
+    """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch]."""
+    longest = encoded.pad_to or max(len(encoded.inputs[i]["input_ids"]) for i in rows)
     batch = {
         name: torch.tensor([encoded.inputs[i][name] + (pad,) * (longest - len(encoded.inputs[i][name])) for i in rows])
         for name, pad in encoded.pad.items()
@@ -70,7 +81,7 @@ def by_length(encoded: Encoded, tokens_per_batch: int) -> list[list[int]]:
 
     Shortest first; equal lengths in row order, so that the batches are a function of the rows alone.
     """
-    lengths = encoded.lengths
+    lengths = encoded.computed_lengths
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens_per_batch:

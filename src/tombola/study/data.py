@@ -1,0 +1,126 @@
+"""What the cells of a study read: the rows of a task under its data settings, encoded, and the folder of the base.
+
+Everything is read once a run and kept in the lab's cache; what a cell was planned for is checked against what is there now.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tombola.errors import DataError, TombolaError
+from tombola.store import fingerprint
+from tombola.study.cells import Cell, Lab
+from tombola.tasks import Role, Rows, Task, get_task, load_rows, shared_texts, split_selection
+from tombola.tasks.encode import Encoded, encode
+from tombola.ticket import resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """The rows of one task under one set of data settings, by what they are for."""
+
+    task: Task
+    train: Rows
+    selection: Rows
+    report: Rows
+    challenge: Rows | None
+    leaked: int  # train rows dropped because a selection row has the same texts
+    selection_name: str = "selection"  # the report split's own name when the mask is chosen on its rows: the page says so
+
+    def evaluated(self) -> dict[str, tuple[str, Rows]]:
+        """Role → (name of the split, rows), for every set a model is scored on."""
+        sets = {"selection": (self.selection_name, self.selection), "report": (self.task.splits["report"], self.report)}
+        if self.challenge is not None:
+            sets["challenge"] = (self.task.splits["challenge"], self.challenge)
+        return sets
+
+    def fingerprints(self) -> dict[str, str]:
+        """A fingerprint of each set of rows, so that a cell is known by its data and not by where that came from."""
+        sets = {"train": self.train} | {role: rows for role, (_, rows) in self.evaluated().items()}
+        return {role: fingerprint([rows.ids, rows.texts, rows.labels, rows.groups]) for role, rows in sets.items()}
+
+
+def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
+    """The rows of a task. Rows on which a mask is chosen are held out of train by seed, or are the dev rows if so set.
+
+    Raises: DataError as `load_rows` does, and when train or selection rows stand in the report split under another label.
+    """
+    known = (
+        "data",
+        spec,
+        settings["train_rows"],
+        settings["selection_rows"],
+        settings["selection_split"],
+        settings["split_seed"],
+    )
+    if known not in lab.cache:
+        task = get_task(spec)
+        rows: dict[Role, Rows] = {role: load_rows(task, role, data_dir=lab.data_dir) for role in task.splits}
+        full, report = rows["train"], rows["report"]
+        train, selection = split_selection(
+            full,
+            len(report),
+            seed=settings["split_seed"],
+            max_train=settings["train_rows"],
+            max_selection=settings["selection_rows"],
+        )
+        leaked = len(shared_texts(full, selection)) - len(selection)
+        name = "selection"
+        if settings["selection_split"] == "dev":
+            cap = min(len(report), settings["selection_rows"] or len(report))
+            selection, name = report.take(range(cap)), task.splits["report"]
+        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name)
+    data: TaskData = lab.cache[known]
+    return data
+
+
+def same_data(cell: Cell, lab: Lab) -> TaskData:
+    """The rows a cell was planned for. Raises: DataError when the data of today are others."""
+    settings = cell.settings["data"]
+    data = task_data(lab, settings["task"], settings)
+    found = data.fingerprints()
+    if found != settings["rows"]:
+        differing = [role for role in found if found[role] != settings["rows"].get(role)]
+        raise DataError(
+            f"the data of {settings['task']} are not those this run was made with",
+            got=f"other rows in: {', '.join(differing)}",
+            next="pass the --data folder the run was made with",
+        )
+    return data
+
+
+def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
+    """Rows as the base's tokenizer encodes them, once per run; `role` names them."""
+    known = ("encoded", cell.settings["model"]["fingerprint"], role, fingerprint(cell.settings["data"]))
+    if known not in lab.cache:
+        data = cell.settings["data"]
+        lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"])
+    encoded: Encoded = lab.cache[known]
+    return encoded
+
+
+def tokenizer_of(lab: Lab, cell: Cell) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = base_folder(lab, cell.settings["model"])
+    if ("tokenizer", folder) not in lab.cache:
+        lab.cache["tokenizer", folder] = AutoTokenizer.from_pretrained(folder)
+    return lab.cache["tokenizer", folder]
+
+
+def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:
+    """The folder of a base by its settings. Raises: TombolaError when its weights are no longer those of the plan."""
+    known = ("base", model["name"], model["revision"])
+    if known not in lab.cache:
+        lab.cache[known] = resolve_model(model["name"], model["revision"])
+    source = lab.cache[known]
+    if source.fingerprint != model["fingerprint"]:
+        raise TombolaError(
+            f"the weights of {model['name']} changed since this run was planned",
+            got=source.fingerprint,
+            expected=model["fingerprint"],
+            next="pin the revision it was made with",
+        )
+    folder: Path = source.folder
+    return folder

@@ -1,0 +1,39 @@
+"""The kinds of control that a ticket is tested against: whose mask, and on which weights.
+
+A control differs from the good ticket in its mask (drawn by a rule of `tombola.search.controls`) or in its weights (the good
+mask on weights that a lesion has destroyed), so that what a ticket owes to each can be told apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKind:
+    """rule: of `search.controls.CONTROLS`; "good" keeps the ticket's own mask, "all" keeps everything."""
+
+    rule: str
+    about: str
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of ControlSettings, whatever the preset says
+    lesion: str | None = None  # of `lesion.LESIONS`, done to the weights before the mask is put on
+
+
+CONTROL_KINDS: Mapping[str, ControlKind] = {
+    "random": ControlKind("random", "as many, drawn from all"),
+    "random-per-layer": ControlKind(
+        "random", "as many in each layer (of values: in each matrix), drawn from all", {"random_size": "exact_per_layer"}
+    ),
+    "bad": ControlKind("bad", "as many, drawn from what good removed, topped up with random survivors"),
+    "bad-lowest": ControlKind(
+        "bad", "as many, those of the lowest scores", {"bad_m_rule": "remove_highest", "bad_s_rule": "lowest_importance"}
+    ),
+    "strict-bad": ControlKind("strict-bad", "only what good removed"),
+    "reinit-body": ControlKind("good", "the good mask; attention and MLPs drawn again", lesion="reinit-body"),
+    "reinit-body-embeddings": ControlKind(
+        "good", "the good mask; attention, MLPs and embeddings drawn again", lesion="reinit-body-embeddings"
+    ),
+    "shuffle-values": ControlKind("good", "the good mask; values permuted within each matrix", lesion="shuffle-values"),
+    "shuffle-layers": ControlKind("good", "the good mask; layers permuted", lesion="shuffle-layers"),
+    "dense-random-init": ControlKind("all", "nothing removed; all weights drawn again", lesion="random-init"),
+}

@@ -1,0 +1,78 @@
+"""Presets: what the paper says, what its released code does, and what is correct, option by option.
+
+One row an option, named as the field of the settings it sets; where the paper is silent its column holds the plain reading.
+A *ladder* between two presets takes the first and changes one option at a time to the second's value, so that what each
+difference costs can be read off alone; its last rung is the second preset itself.
+Source: Prasanna et al. 2020, its appendix, and the behaviour of sai-prasanna/bert-experiments at f02280f.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tombola.errors import SettingsError, TombolaError
+
+NAMES = ("paper", "released", "corrected")
+DEFAULT = "corrected"
+
+# option: (paper, released, corrected). The last column is the default of the settings' own fields.
+OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
+    "selection_split": ("dev", "dev", "held_out_from_train"),
+    "padding": ("max_length", "max_length", "bucketed"),
+    "floor_rule": ("fraction_of_full", "fraction_of_full", "fraction_of_full"),
+    "importance_reduction": ("per_example", "accumulated", "per_example"),
+    "importance_batch_size": (64, 64, 64),
+    "importance_norm_members": ("all_heads", "all_heads", "remaining_heads"),
+    "importance_minmax": (False, True, False),
+    "mlp_importance_norm": ("none", "token_count", "none"),
+    "rollback_importance": ("recompute", "keep_failed", "recompute"),
+    "s_head_step": (0.10, 14, 0.10),
+    "s_head_step_base": ("total", "total", "total"),
+    "s_heads_only_phase_step": (0.10, 7, 0.05),
+    "m_step_fraction": (0.10, 0.05, 0.05),
+    "m_step_base": ("remaining", "remaining", "remaining"),
+    "m_max_steps": (None, None, None),
+    "random_size": ("exact", "bernoulli", "exact"),
+    "control_draws": ("independent", "reseeded_42", "independent"),
+    "bad_s_rule": ("pruned_plus_fill", "pruned_plus_fill", "pruned_plus_fill"),
+    "bad_m_rule": ("pruned_plus_fill", "remove_highest", "pruned_plus_fill"),
+    "retrain_start": ("pretrained_keep_tuned_embeddings", "pretrained_all", "pretrained_all"),
+    "empty_layer_bias": ("keep", "mask_keeps_shrink_drops", "keep"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung of a ladder: the first preset with these options set otherwise."""
+
+    name: str  # "released", "padding", …, "corrected"
+    preset: str
+    values: Mapping[str, Any]
+
+
+def preset_values(preset: str, known: "set[str] | None" = None) -> dict[str, Any]:
+    """Option → value of a preset, for the options in `known` (of one method), or all.
+
+    Raises: SettingsError for an unknown preset; the nearest is offered.
+    """
+    if preset not in NAMES:
+        near = difflib.get_close_matches(preset, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise SettingsError([TombolaError(f"there is no preset {preset!r}", expected=", ".join(NAMES), next=hint)])
+    column = NAMES.index(preset)
+    return {name: row[column] for name, row in OPTIONS.items() if known is None or name in known}
+
+
+def ladder(text: str, known: "set[str] | None" = None) -> list[Rung]:
+    """The rungs of "A:B": preset A, then A with one option of B at a time, then B. Options that agree make no rung.
+
+    Raises: SettingsError when `text` does not name two different presets.
+    """
+    first, colon, last = text.partition(":")
+    if not colon or first == last:
+        problem = TombolaError("a ladder goes from one preset to another", got=text, expected="for example released:corrected")
+        raise SettingsError([problem])
+    start, end = preset_values(first, known), preset_values(last, known)
+    single = [Rung(name, first, {name: end[name]}) for name in start if start[name] != end[name]]
+    return [Rung(first, first, {}), *single, Rung(last, last, {})]

@@ -1,0 +1,102 @@
+"""What each method does inside a search cell: one function and one row of `METHODS` each.
+
+A method gets the fine-tuned model, the selection rows and its settings, and says which mask it found and how it came there,
+in the same words for all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tombola.anatomy import Anatomy
+from tombola.evaluate import Score, predict, score
+from tombola.gates import Gates
+from tombola.mask import Mask
+from tombola.scope import scope_parameters
+from tombola.search.magnitude import MPruneSettings, m_prune
+from tombola.search.one_shot import OneShotSettings, one_shot
+from tombola.search.structured import SPruneSettings, Trial, s_prune
+from tombola.tasks.encode import Encoded
+
+STRUCTURED = "heads+mlps"  # the scope of tickets that keep or remove whole parts
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search found."""
+
+    mask: Mask
+    scope: str
+    full: Score  # of the dense model, on the selection rows
+    kept: Score  # under the mask, on the same rows
+    floor_score: float | None  # what the mask had to hold; None for a method without a floor
+    path: list[dict[str, Any]]  # of each trial: step, phase, kept (part → entries), score, passed; the dense model first
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # what was measured at each step, to be stored beside it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a search is given."""
+
+    model: Any
+    anatomy: Anatomy
+    selection: Encoded
+    metric: str
+    settings: Mapping[str, Any]
+    seed: int  # the run's mask seed, for criteria that draw
+    trial: Callable[[object], None]  # called after each trial
+
+
+def _s_prune(asked: Asked) -> Outcome:
+    with Gates(asked.model, asked.anatomy) as gates:
+        result = s_prune(gates, asked.selection, asked.metric, SPruneSettings(**asked.settings), asked.trial)
+    path = [
+        {"step": step, "phase": trial.phase, "score": trial.score.value, "passed": trial.passed, "kept": _kept(trial.mask)}
+        for step, trial in enumerate(result.trials)
+    ]
+    kept = next(trial for trial in reversed(result.trials) if trial.mask == result.mask)
+    full, tensors = result.trials[0].score, _importances(result.trials)
+    return Outcome(result.mask, STRUCTURED, full, kept.score, result.floor_score, path, tensors)
+
+
+def _m_prune(asked: Asked) -> Outcome:
+    settings = MPruneSettings(**asked.settings)
+    names = list(scope_parameters(asked.model, asked.anatomy, settings.scope))
+    result = m_prune(asked.model, names, asked.selection, asked.metric, settings, asked.trial, seed=asked.seed)
+    path = [
+        {"step": t.step, "phase": "m-prune" if t.step else "full", "score": t.score.value, "passed": t.passed}
+        | {"kept": {"values": t.kept}}
+        for t in result.trials
+    ]
+    trials = result.trials
+    return Outcome(result.mask, settings.scope, trials[0].score, trials[result.steps].score, result.floor_score, path)
+
+
+def _one_shot(asked: Asked) -> Outcome:
+    settings = OneShotSettings(**asked.settings)
+    names = list(scope_parameters(asked.model, asked.anatomy, settings.scope))
+    full = score(predict(asked.model, asked.selection), asked.metric)
+    result = one_shot(asked.model, names, asked.selection, asked.metric, settings, seed=asked.seed)
+    assert result.score is not None
+    return Outcome(result.mask, settings.scope, full, result.score, None, [])
+
+
+# method → how it runs; its settings class is in `tombola.search.SEARCHES`.
+METHODS: dict[str, Callable[[Asked], Outcome]] = {"s-prune": _s_prune, "m-prune": _m_prune, "one-shot": _one_shot}
+
+
+def _kept(mask: Mask) -> dict[str, int]:
+    return {name: kept for name, (kept, _) in mask.counts().items()}
+
+
+def _importances(trials: tuple[Trial, ...]) -> dict[str, Tensor]:
+    """Importance and mask of every trial: [step, layer, head] and [step, layer]."""
+    return {
+        "head_importance": torch.stack([t.importance.heads for t in trials]),
+        "mlp_importance": torch.stack([t.importance.mlps for t in trials]),
+        "heads": torch.stack([t.mask.parts()["heads"] for t in trials]).to(torch.uint8),
+        "mlps": torch.stack([t.mask.parts()["mlps"] for t in trials]).to(torch.uint8),
+    }
