@@ -15,12 +15,18 @@ from tombola._version import __version__
 
 if TYPE_CHECKING:
     from tombola.anatomy import Anatomy, Layout, read_anatomy
+    from tombola.callback import HoldMask
     from tombola.errors import TombolaError
     from tombola.evaluate import predict, score
-    from tombola.gates import Gates, ablate, load, prove_acts
+    from tombola.gates import Gates, ablate, hold, load, masked, prove_acts
+    from tombola.held import HeldValues
+    from tombola.legacy import import_mask, import_ticket
     from tombola.mask import Mask
     from tombola.report.build import build_page
-    from tombola.search.controls import control
+    from tombola.scope import scope_parameters
+    from tombola.search.controls import ControlSettings, control
+    from tombola.search.magnitude import MPruneSettings, m_prune
+    from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
     from tombola.study.jobs import find
     from tombola.study.results import collect
@@ -31,9 +37,14 @@ if TYPE_CHECKING:
 # Every public name, and the room it lives in.
 _ROOMS = {
     "Anatomy": "anatomy",
+    "ControlSettings": "search.controls",
     "Gates": "gates",
+    "HeldValues": "held",
+    "HoldMask": "callback",
     "Layout": "anatomy",
+    "MPruneSettings": "search.magnitude",
     "Mask": "mask",
+    "OneShotSettings": "search.one_shot",
     "Rows": "tasks",
     "RunSeeds": "train",
     "SPruneSettings": "search.structured",
@@ -47,19 +58,31 @@ _ROOMS = {
     "control": "search.controls",
     "find": "study.jobs",
     "fine_tune": "train",
+    "hold": "gates",
+    "import_mask": "legacy",
+    "import_ticket": "legacy",
     "load": "gates",
+    "m_prune": "search.magnitude",
+    "masked": "gates",
+    "one_shot": "search.one_shot",
     "predict": "evaluate",
     "prove_acts": "gates",
     "read_anatomy": "anatomy",
     "s_prune": "search.structured",
+    "scope_parameters": "scope",
     "score": "evaluate",
 }
 
 __all__ = [
     "Anatomy",
+    "ControlSettings",
     "Gates",
+    "HeldValues",
+    "HoldMask",
     "Layout",
+    "MPruneSettings",
     "Mask",
+    "OneShotSettings",
     "Rows",
     "RunSeeds",
     "SPruneSettings",
@@ -74,11 +97,18 @@ __all__ = [
     "control",
     "find",
     "fine_tune",
+    "hold",
+    "import_mask",
+    "import_ticket",
     "load",
+    "m_prune",
+    "masked",
+    "one_shot",
     "predict",
     "prove_acts",
     "read_anatomy",
     "s_prune",
+    "scope_parameters",
     "score",
 ]
 

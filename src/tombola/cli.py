@@ -328,6 +328,43 @@ def compare(
         print(f"Fleiss kappa, {part}: {maybe(kappa['value'])} {kappa['note']}".rstrip())
 
 
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(help="The base the mask is for: demo, a local folder, or a Hub name.")],
+    out: Annotated[Path, typer.Option(help="Where the ticket goes.")],
+    heads: Annotated[Path | None, typer.Option(help="File with one array [layer, head] of 0 and 1.")] = None,
+    mlps: Annotated[Path | None, typer.Option(help="File with one array [layer].")] = None,
+    values: Annotated[Path | None, typer.Option(help="File with an array for each masked parameter.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="names, torch-prune (…_mask entries), or a JSON file {their name: parameter or null}.")
+    ] = "names",
+    ones: Annotated[str, typer.Option(help="What a 1 means: kept or removed.")] = "kept",
+    found_on: Annotated[Path | None, typer.Option(help="Folder of the weights the mask was found on.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task it was found for; its class names go into the ticket.")] = None,
+    seed: Annotated[int, typer.Option(help="The run seed of what is trained with it.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a ticket of a mask that other code wrote: .npy, .npz, .pt, .safetensors, read as data and never run."""
+    from tombola.legacy import import_ticket
+    from tombola.tasks import get_task
+
+    _refuse_filled(out)
+    _quiet()
+    absent = [str(path) for path in (heads, mlps, values, found_on) if path is not None and not path.exists()]
+    if absent:
+        raise TombolaError("there are no such files", got=", ".join(absent), expected="files that exist")
+    ticket = import_ticket(
+        model, heads=heads, mlps=mlps, values=values, layout=layout, ones=ones, found_on=found_on,
+        task=task, labels=() if task is None else get_task(task).labels, seed=seed,
+    )  # fmt: skip
+    ticket.save_pretrained(out)
+    kept = ticket.mask.counts_by_type()
+    if as_json:
+        print_json({"folder": str(out), "identity": ticket.identity, "kept": kept, "sparsity": ticket.sparsity})
+        return
+    print(f"{out}: keeps {', '.join(f'{k:,} of {n:,} {part}' for part, (k, n) in kept.items())}; sparsity {ticket.sparsity:.4f}")
+
+
 @app.command()
 def report(
     store: Annotated[Path, typer.Argument(help="Folder of results.")] = STORE,
@@ -380,15 +417,19 @@ def store_verify(store: Annotated[Path, typer.Argument()] = STORE) -> None:
 def store_gc(
     store: Annotated[Path, typer.Argument()] = STORE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also what killed runs could go on from.")] = False,
 ) -> None:
     """Remove what no command needs: attempts of dead processes, stale locks, damaged cells. Finished cells stay."""
     lab = _open(store, None, reads=True)
-    plan = lab.store.gc(dry_run=dry_run)
+    plan = lab.store.gc(dry_run=dry_run, unfinished=unfinished)
     print_table(
         f"{'would free' if dry_run else 'freed'} {megabytes(plan.bytes)}",
         ("kind", "path", "size"),
         [(one.kind, str(one.path), megabytes(one.bytes)) for one in plan.garbage],
     )
+    if plan.kept:
+        held = sum(one.bytes for one in plan.kept)
+        print(f"{megabytes(held)} of {len(plan.kept)} unfinished runs stay, to be gone on from; --unfinished removes them")
 
 
 # -------------------------------------------------------------------------------------------------------------- reading

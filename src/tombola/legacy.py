@@ -4,13 +4,15 @@ Prasanna et al. 2020 left float32 arrays [layer, head] and [layer] in .npy files
 pruning in .pt files. Here they become a `Mask`, or are refused: what is neither 0 nor 1, of another shape, or under a name that
 the model does not have, is an error that says so, for all arrays at once.
 
-Order of reading: `import_mask`, the layouts (whose names are whose), one array, the files.
+Order of reading: `import_mask`, `import_ticket`, the layouts (whose names are whose), one array, the files.
 """
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tombola.anatomy import Anatomy
+from tombola.anatomy import Anatomy, read_anatomy
 from tombola.errors import MaskError
 from tombola.mask import Mask
+from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, resolve_model
 
 Names = Mapping[str, str]  # their name of an array -> the parameter it masks
 SHOWN = 8  # problems that are printed; the rest is counted
@@ -70,6 +73,54 @@ def import_mask(
         raise _all(problems)
     mask = Mask(heads=parts.get("heads"), mlps=parts.get("mlps"), values=found)
     return mask if ones == "kept" else ~mask
+
+
+def import_ticket(
+    model: str,
+    *,
+    heads: Path | None = None,
+    mlps: Path | None = None,
+    values: Path | None = None,
+    layout: str | Path = "names",
+    ones: str = "kept",
+    found_on: Path | None = None,
+    task: str | None = None,
+    labels: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Ticket:
+    """A ticket of MODEL ("demo", a folder, a Hub name) with the mask that other code wrote; see `import_mask` for the files.
+
+    found_on   the folder of the weights the mask was found on; without it, the base counts as such
+    seed       the run seed of what is trained with it
+    What the files do not say (how the model was trained, by which search) the ticket does not claim.
+
+    Raises: MaskError with every problem of the files; TombolaError as `resolve_model`.
+    """
+    source = resolve_model(model)
+    anatomy = read_anatomy(load_weights(source.folder, labels, head_seed=seed))
+    mask = import_mask(anatomy, heads=heads, mlps=mlps, values=values, layout=layout, ones=ones)
+    kept_heads, kept_mlps = anatomy.survival(mask)
+    base = Weights(source.name, source.fingerprint, source.revision)
+    on = base if found_on is None else Weights(found_on.name, fingerprint_folder(found_on), path=str(found_on.resolve()))
+    files = {"heads": heads, "mlps": mlps, "values": values}
+    return Ticket(
+        mask=mask,
+        base=base,
+        found_on=on,
+        anatomy=anatomy.summary(),
+        kind="good",
+        scope="heads+mlps" if not mask.values else "+".join(mask.values) if len(mask.values) < SHOWN else "imported values",
+        sparsity=anatomy.size(mask).sparsity,
+        task=task,
+        labels=labels,
+        settings={
+            "imported": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file is not None}
+            | {"layout": Path(layout).name, "ones": ones}
+        },
+        seeds=dict.fromkeys(("run", "head", "data", "dropout", "mask"), seed),
+        details={"survival": {"heads": kept_heads.tolist(), "mlps": kept_mlps.tolist()}},
+        versions={"tombola": version("tombola")},
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- layouts

@@ -349,7 +349,7 @@ def _ticket_from_hub(name: str, revision: str | None) -> Path:
 
 def _card(ticket: Ticket) -> str:
     """The model card: what it is, what it keeps, what it scored (each number with split and n), how to load it."""
-    kept = ", ".join(f"{kept} of {n} {name}" for name, (kept, n) in ticket.mask.counts().items())
+    kept = ", ".join(f"{kept:,} of {n:,} {name}" for name, (kept, n) in ticket.mask.counts_by_type().items())
     base = ticket.base.name + (f" at {ticket.base.revision}" if ticket.base.revision else "")
     rows = [f"| {m['split']} | {m['metric']} | {m['value']:.4f} | {m['n']} |" for m in ticket.metrics]
     table = ["", "| split | metric | value | rows |", "| --- | --- | --- | --- |", *rows] if rows else []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, encoded_rows, task_data
@@ -204,9 +205,9 @@ def found_ticket(lab: Lab, found: Found) -> Ticket:
 
 
 def method_of(ticket: Ticket) -> str:
-    """The method a ticket was found by; of one from elsewhere, one that has settings for such a mask."""
+    """The method a ticket was found by; of one from elsewhere, the one whose settings such a mask would have."""
     said = ticket.settings.get("method")
-    return str(said) if said else ("s-prune" if not ticket.mask.values else "one-shot")
+    return str(said) if said in SEARCHES else "one-shot" if ticket.mask.values else "s-prune"
 
 
 def test_settings(ticket: Ticket, changes: Mapping[str, Any], preset: str | None = None) -> Settings:
@@ -329,15 +330,11 @@ def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str,
             return _found_on(lab, name)
         except TicketError:
             pass
-    if not {"train", "data"} <= ticket.settings.keys() or (task is None and ticket.task is None):
-        raise TicketError(
-            "the ticket does not say how its model was trained",
-            got=sorted(ticket.settings),
-            expected="settings of train and data",
-            next="name the task, and make the ticket with `tombola find`",
-        )
-    data = {name: value for name, value in ticket.settings["data"].items() if name not in ("task", "rows", "counts")}
-    values = data | dict(ticket.settings["train"]) | dict(changes or {})
+    if task is None and ticket.task is None:
+        raise TicketError("the ticket does not say for which task it is", got=name, next="name the task after the ticket")
+    # A ticket from elsewhere does not say how its model was trained: then the preset does.
+    said = dict(ticket.settings.get("data", {})) | dict(ticket.settings.get("train", {}))
+    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts")} | dict(changes or {})
     resolved = resolve(values, (ticket.seeds["run"],), method=method_of(ticket), preset=ticket.preset)
     common = _common(lab, ticket.base.name, task or str(ticket.task), resolved)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:

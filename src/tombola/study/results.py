@@ -259,7 +259,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
     ticket = Ticket.from_pretrained(folder / "ticket")
     size, details = size_of(ticket.anatomy, ticket.mask), ticket.details
     steps = load_file(folder / "steps.safetensors") if (folder / "steps.safetensors").is_file() else None
-    kept = details["survival"]
+    kept = details.get("survival") or {name: part.double().tolist() for name, part in ticket.mask.parts().items()}
     return TicketRow(
         cell=key,
         model=ticket.base.name,
