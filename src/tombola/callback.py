@@ -132,7 +132,7 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
 
 def _gates_on(model: nn.Module) -> Gates | None:
     gates = getattr(model, "tombola_gates", None)
-    return gates if isinstance(gates, Gates) and gates._handles else None
+    return gates if isinstance(gates, Gates) and gates.attached else None
 
 
 def _carried(model: nn.Module) -> dict[str, Tensor]:
