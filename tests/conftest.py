@@ -30,6 +30,74 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+_IDS = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_USUAL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, **_IDS}
+_GROUPED = {**_USUAL, "num_key_value_heads": 2}
+_DEBERTA = {**_USUAL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+_GPT = {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 40, **_IDS}
+_OPT = {**_USUAL, "ffn_dim": 40}
+_FALCON = {**_USUAL, "hidden_size": 32, "ffn_hidden_size": 40}
+_BART = {
+    **{"d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 40, **_IDS},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
+    "id2label": {0: "bad", 1: "good"},  # of num_labels=2 its config, whose default is 3, says nothing when it is saved
+}
+_T5 = {
+    **{"d_model": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 40},
+    **{"vocab_size": 60, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
+}
+_IMAGE = {"image_size": 8, "patch_size": 4}
+
+# Every other family that is read: its class of config, and what that takes for a tiny model of 4 heads.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "albert": ("Albert", {**_USUAL, "embedding_size": 16, "num_hidden_layers": 3}),
+    "mpnet": ("MPNet", _USUAL),
+    "deberta-v2": ("DebertaV2", {**_DEBERTA, "share_att_key": True, "norm_rel_ebd": "layer_norm"}),
+    "deberta-v2-own": ("DebertaV2", {**_DEBERTA, "share_att_key": False}),  # positions have projections of their own
+    "modernbert": ("ModernBert", {**_USUAL, "num_hidden_layers": 3, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2}),
+    "gpt2": ("GPT2", _GPT),
+    "gpt_neox": ("GPTNeoX", {**_USUAL, "hidden_size": 32}),
+    "opt": ("OPT", {**_OPT, "word_embed_proj_dim": 24}),
+    "opt-post": ("OPT", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),  # as the model of 350M has it
+    "llama": ("Llama", _GROUPED),
+    "mistral": ("Mistral", {**_GROUPED, "sliding_window": 3}),
+    "qwen2": ("Qwen2", _GROUPED),
+    "qwen3": ("Qwen3", {**_GROUPED, "head_dim": 8}),
+    "gemma3": ("Gemma3Text", {**_GROUPED, "head_dim": 8, "sliding_window": 4}),
+    "phi3": ("Phi3", {**_GROUPED, "hidden_size": 32}),
+    "bart": ("Bart", _BART),
+    "t5": ("T5", _T5),
+    "t5-gated": ("T5", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "vit": ("ViT", {**_USUAL, **_IMAGE}),
+    "falcon": ("Falcon", {**_FALCON, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "falcon-mq": ("Falcon", {**_FALCON, "multi_query": True}),  # one kv-head for all
+    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, **_IDS}),  # d_ffn is always four times as wide
+    "gptj": ("GPTJ", {**_GPT, "n_embd": 32, "rotary_dim": 4}),
+    "bigcode": ("GPTBigCode", {**_GPT, "multi_query": False}),  # fused head by head, which its names do not say
+    "bigcode-mq": ("GPTBigCode", {**_GPT, "multi_query": True}),
+}
+
+
+def tiny_family(family: str, *, seed: int = 0, attention: str | None = None, **changed: Any) -> Any:
+    """A randomly initialised classifier of one family of TINY or FAMILIES, in eval mode, all its parameters random.
+
+    attention: "eager" or "sdpa"; None = what transformers takes. `changed` are fields of the config.
+    """
+    import transformers
+
+    if family in FAMILIES:
+        kind, sizes = FAMILIES[family]
+        config = getattr(transformers, f"{kind}Config")(**{**sizes, **changed})
+    else:
+        config = tiny_model(family).config
+        config.update(changed)
+    images = isinstance(config, transformers.ViTConfig)
+    classifier = transformers.AutoModelForImageClassification if images else transformers.AutoModelForSequenceClassification
+    torch.manual_seed(seed)
+    model = classifier.from_config(config, **({} if attention is None else {"attn_implementation": attention}))
+    return _as_if_trained(model)
+
+
 def tiny_model(family: str, *, layers: int = 2, heads: int = 4, width: int = 24, d_ffn: int = 40, seed: int = 0) -> Any:
     """A randomly initialised classifier of one family, in eval mode; biases and LayerNorms are random too, as if trained."""
     import transformers
@@ -51,7 +119,10 @@ def tiny_model(family: str, *, layers: int = 2, heads: int = 4, width: int = 24,
             vocab_size=60, dim=width, n_layers=layers, n_heads=heads, hidden_dim=d_ffn, max_position_embeddings=40
         )
     torch.manual_seed(seed)
-    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    return _as_if_trained(transformers.AutoModelForSequenceClassification.from_config(config))
+
+
+def _as_if_trained(model: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

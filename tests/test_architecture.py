@@ -11,7 +11,7 @@ SOURCE = Path(tombola.__file__).parent
 
 # Rooms from the top of the house to the ground. A room may import rooms below it and its own, never one above.
 LEVELS = (
-    ("cli", "terminal", "report"),
+    ("cli", "terminal", "report", "doctor"),
     ("study",),
     ("search",),
     ("train", "callback", "checkpoint", "evaluate"),

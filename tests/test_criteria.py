@@ -17,7 +17,7 @@ from torch.nn.utils import prune as torch_prune
 from conftest import TINY, tiny_model
 from tombola.errors import DataError, MaskError
 from tombola.prune import prune
-from tombola.scores import CRITERIA, Given, mean_gradients, parameters_of
+from tombola.scores import CRITERIA, REDUCTIONS, Given, mean_gradients, parameters_of
 from tombola.tasks.encode import Encoded, batches, collate
 
 N = 9
@@ -286,10 +286,10 @@ def test_rows_that_are_missing_or_come_twice_are_refused(groups: list[list[int]]
     assert error.value.got == said
 
 
-def test_a_regression_has_no_taylor_score() -> None:
+def test_classes_have_no_taylor_score_on_a_single_output() -> None:
     model = tiny_model("bert")
     model.classifier = nn.Linear(24, 1)
-    with pytest.raises(DataError, match="needs a classifier"):
+    with pytest.raises(DataError, match="labels and outputs of the model do not fit"):
         scored("taylor", model, ["classifier.weight"], random_rows())
 
 
@@ -302,3 +302,69 @@ def test_random_scores_are_uniform_for_any_seed_and_name(seed: int, name: str) -
     drawn = CRITERIA["random"].scores(Given(model=model, names=[own], seed=seed))[own]
     assert float(drawn.min()) >= 0 and float(drawn.max()) < 1
     assert abs(float(drawn.mean()) - 0.5) < 6 * (1 / 12 / 2000) ** 0.5
+
+
+# ---------------------------------------------------------------------------------------------- Fisher, SNIP, Wanda
+
+
+def fp64_gradients(model: Any, rows: Encoded, name: str) -> list[Tensor]:
+    """∂L_i/∂w of each row by a loop of one's own."""
+    found = []
+    double = copy.deepcopy(model).double()
+    for i in range(len(rows)):
+        batch = collate(rows, [i])
+        double.zero_grad()
+        torch.nn.functional.cross_entropy(
+            double(**{k: v for k, v in batch.items() if k != "labels"}).logits, batch["labels"]
+        ).backward()
+        found.append(double.get_parameter(name).grad.clone())
+    return found
+
+
+def test_fisher_is_half_the_square_of_the_value_times_the_mean_square_of_row_gradients() -> None:
+    model, rows = tiny_model("bert"), random_rows(7)
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    squares = torch.stack(fp64_gradients(model, rows, name)).square().mean(0)
+    expected = 0.5 * model.get_parameter(name).detach().double().square() * squares
+    given = [
+        CRITERIA["fisher"].scores(Given(model=model, names=[name], batches=batches(rows, tokens)))[name] for tokens in (8, 4096)
+    ]
+    for one in given:
+        torch.testing.assert_close(one.double(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_snip_is_the_share_of_taylor() -> None:
+    model, rows = tiny_model("bert"), random_rows(6)
+    names = ["bert.encoder.layer.0.intermediate.dense.weight", "bert.encoder.layer.1.output.dense.bias"]
+    snip, taylor = (CRITERIA[name].scores(Given(model=model, names=names, batches=batches(rows))) for name in ("snip", "taylor"))
+    assert abs(sum(float(score.double().sum()) for score in snip.values()) - 1) < 1e-5
+    ratio = [float((snip[name].double() / taylor[name].double())[taylor[name] > 0].median()) for name in names]
+    assert abs(ratio[0] / ratio[1] - 1) < 1e-4
+
+
+def test_wanda_is_the_value_times_the_norm_of_its_input_over_real_tokens() -> None:
+    model, rows = tiny_model("bert"), random_rows(9)
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    seen = []
+    handle = model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    with torch.no_grad():
+        for i in range(len(rows)):  # alone, a row has no padding
+            batch = collate(rows, [i])
+            model(**{k: v for k, v in batch.items() if k != "labels"})
+    handle.remove()
+    norms = torch.linalg.vector_norm(torch.cat(seen).double(), dim=0)
+    expected = model.get_parameter(name).detach().double().abs() * norms
+    found = CRITERIA["wanda"].scores(Given(model=model, names=[name], batches=batches(rows, 4096)))[name]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_wanda_refuses_what_multiplies_no_input() -> None:
+    model, rows = tiny_model("bert"), random_rows(3)
+    for name in ("bert.encoder.layer.0.output.dense.bias", "bert.embeddings.word_embeddings.weight"):
+        with pytest.raises(MaskError, match="linear maps only"):
+            CRITERIA["wanda"].scores(Given(model=model, names=[name], batches=batches(rows)))
+
+
+def test_fisher_of_gates_is_the_mean_square() -> None:
+    gradients = torch.tensor([[1.0, -2.0], [3.0, 0.0]], dtype=torch.float64)
+    assert REDUCTIONS["fisher"](gradients, 1).tolist() == [5.0, 2.0]

@@ -124,3 +124,9 @@ def test_batches_name_their_rows_and_carry_their_inputs() -> None:
         for rows, inputs in batches(encoded, 6)
     ]
     assert found == [([1, 2], (2, 3), [2, 3]), ([0], (1, 5), [5])]
+
+
+def test_labels_of_a_regression_stay_the_numbers_they_are() -> None:
+    encoded = Encoded(("a", "b"), ({"input_ids": (A,)},) * 2, (0.0, 3.8), 0, {"input_ids": PAD})
+    labels = collate(encoded, [1, 0])["labels"]
+    assert labels.dtype == torch.float32 and labels.tolist() == pytest.approx([3.8, 0.0])

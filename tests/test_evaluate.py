@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from tombola.errors import DataError
 from tombola.evaluate import METRICS, Predictions, agreement, predict, score, score_and_gradients, subgroup_scores
 from tombola.gates import Gates
 from tombola.mask import Mask
+from tombola.tasks.base import CLASS_METRICS, REGRESSION_METRICS
 from tombola.tasks.encode import Encoded
 
 N = 9
@@ -154,7 +156,88 @@ def test_majority_line_of_equally_frequent_classes_does_not_hang_on_row_order() 
 def test_unknown_metric_is_refused_with_those_there_are() -> None:
     with pytest.raises(DataError, match="unknown metric 'bleu'") as error:
         score(answers((0, 1), (0, 1)), "bleu")
-    assert error.value.expected == ["accuracy", "f1", "matthews"]
+    assert error.value.expected == ["accuracy", "f1", "matthews", "pearson", "spearman"]
+
+
+def test_the_tables_of_metrics_and_of_their_kinds_name_the_same() -> None:
+    assert sorted(METRICS) == sorted(CLASS_METRICS + REGRESSION_METRICS)
+
+
+# regression
+
+
+def of_values(labels: Sequence[float], predicted: Sequence[float], ids: Sequence[str] | None = None) -> Predictions:
+    """Predictions of a regression that answers `predicted`."""
+    named = tuple(ids or (f"dev:{i}" for i in range(len(labels))))
+    return Predictions(named, torch.tensor(predicted, dtype=torch.float32)[:, None], tuple(map(float, labels)))
+
+
+values = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
+
+
+@given(st.lists(st.tuples(values, values), min_size=3, max_size=40))
+def test_correlations_are_those_of_scipy(rows: list[tuple[float, float]]) -> None:
+    labels, predicted = zip(*rows, strict=True)
+    spread_out = all(np.ptp(column) > 1e-3 * max(map(abs, column)) for column in (labels, predicted))
+    expected = (scipy.stats.pearsonr(labels, predicted)[0], scipy.stats.spearmanr(labels, predicted)[0]) if spread_out else None
+    found = METRICS["pearson"](labels, predicted), METRICS["spearman"](labels, predicted)
+    assert all(-1 <= one <= 1 for one in found)
+    if expected:
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.parametrize(
+    ("labels", "predicted"),
+    [
+        ((1.0, 2.0, 3.0), (2.5, 2.5, 2.5)),
+        ((2.0, 2.0, 2.0), (1.0, 2.0, 3.0)),
+        ((1.0, 2.0, 3.0), (0.3, 0.3 + 6e-8, 0.3 + 9e-8)),  # what batches of other shapes leave of one value in fp32
+        ((0.0, 0.0), (0.0, 0.0)),
+    ],
+)
+def test_a_constant_answer_has_no_correlation_and_scores_zero_its_own_line(
+    metric: str, labels: Sequence[float], predicted: Sequence[float]
+) -> None:
+    found = score(of_values(labels, predicted), metric)
+    assert (found.value, found.majority, found.n) == (0.0, 0.0, len(labels)) and found.at_or_below_majority
+
+
+def test_correlations_worked_by_hand() -> None:
+    predictions = of_values((1, 2, 3, 4), (10, 9, 100, 1000))
+    assert score(predictions, "spearman").value == pytest.approx(0.8)  # 1 − 6·2 / (4·15)
+    assert score(of_values((1, 2, 3), (3, 2, 1)), "pearson").value == pytest.approx(-1.0)
+    assert METRICS["pearson"]((1e-200, 2e-200, 4e-200), (1, 2, 4)) == pytest.approx(1.0)
+
+
+def test_metrics_of_one_kind_are_refused_for_the_other_and_so_are_values_that_are_no_numbers() -> None:
+    with pytest.raises(DataError, match="accuracy is no metric of a regression"):
+        score(of_values((1, 2), (1, 2)), "accuracy")
+    with pytest.raises(DataError, match="pearson is no metric of a classifier"):
+        score(answers((0, 1), (0, 1)), "pearson")
+    with pytest.raises(DataError, match="not finite"):
+        score(of_values((1, 2), (1, float("nan"))), "pearson")
+    with pytest.raises(DataError, match="predicts no classes"):
+        _ = of_values((1, 2), (1, 2)).classes
+    with pytest.raises(DataError, match="predicts no values"):
+        _ = answers((0, 1), (0, 1)).values
+
+
+def test_values_do_not_flip_their_agreement_is_the_mean_difference_by_row_id() -> None:
+    dense, other = of_values((0, 0, 0), (1, 2, 3), ids="abc"), of_values((0, 0, 0), (3, 1, 2.5), ids="cab")
+    found = agreement(dense, other)
+    assert found.mean_difference == pytest.approx((0 + 0 + 0.5) / 3)  # c: 3 and 3; a: 1 and 1; b: 2 and 2.5
+    assert (found.flips, found.lost, found.gained, found.n) == (None, None, None, 3)
+    assert found.counts is None and found.dense_counts is None
+    assert agreement(answers((0, 1), (0, 1)), answers((0, 1), (1, 1))).mean_difference is None
+    with pytest.raises(DataError, match="of a classifier and of a regression"):
+        agreement(dense, answers((0, 1, 2), (0, 1, 2), ids="abc"))
+
+
+def test_subgroups_of_values_are_scored_by_their_metric() -> None:
+    groups = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    found = subgroup_scores(of_values((1, 2, 1, 2), (1, 2, 2, 1), ids="abcd"), groups, "pearson")
+    assert (found["x"].value, found["y"].value) == (pytest.approx(1.0), pytest.approx(-1.0))
 
 
 # subgroup_scores

@@ -353,9 +353,14 @@ def test_parts_that_do_not_exist_cannot_be_ablated(layer: int, head: int | None)
 def test_ablating_with_a_layout_of_ones_own_and_with_a_wrong_one() -> None:
     model = tiny_model("distilbert")
     good = Layout(
-        "distilbert.transformer.layer", "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
-        ("ffn.lin1",), "ffn.lin2",
-    )  # fmt: skip
+        layers="distilbert.transformer.layer",
+        q="attention.q_lin",
+        k="attention.k_lin",
+        v="attention.v_lin",
+        o="attention.out_lin",
+        mlp_in=("ffn.lin1",),
+        mlp_out="ffn.lin2",
+    )
     with ablate(model, 0, 0, layout=good) as gates:
         assert gates.mask == mask_of("0111 1111", "11")
     with pytest.raises(AnatomyError, match="did not move what it should"):

@@ -1,5 +1,7 @@
 """Gate gradients against what knows no gates: weights scaled by hand, one row at a time, no padding, fp64."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from tombola.anatomy import read_anatomy
 from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.mask import Mask
-from tombola.scores import REDUCTIONS, GateGradients, gate_gradients, normalise, sensitivity
+from tombola.scores import REDUCTIONS, GateGradients, Given, gate_gradients, mean_gradients, normalise, sensitivity
 from tombola.tasks.encode import Encoded, batches, collate
 
 N = 7
@@ -215,6 +217,7 @@ def test_reductions_of_three_rows_are_those_worked_by_hand() -> None:
     rows = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     assert {name: float(reduce(rows, 2)) for name, reduce in REDUCTIONS.items()} == {
         "per_example": 2.0,
+        "fisher": 14 / 3,
         "per_batch": 3.5,
         "accumulated": 3.0,
     }
@@ -273,3 +276,60 @@ def test_removed_heads_weigh_in_the_norm_only_as_members() -> None:
     remaining = torch.tensor([[True, False, True]])
     assert normalise(scores, remaining).tolist() == [pytest.approx([1.0, 4 / 3, 0.0])]
     assert normalise(scores, torch.ones_like(remaining)).tolist() == [pytest.approx([0.6, 0.8, 0.0])]
+
+
+# regression
+
+
+def with_one_output(n: int = 6) -> tuple[Any, Encoded]:
+    model, rows = tiny_model("bert"), random_rows(n)
+    torch.manual_seed(5)
+    model.classifier = torch.nn.Linear(24, 1)
+    rng = np.random.default_rng(9)
+    return model, dataclasses.replace(rows, labels=tuple(float(x) for x in rng.normal(size=n)))
+
+
+def test_gate_gradients_of_a_regression_are_central_differences_of_the_squared_error() -> None:
+    model, rows = with_one_output()
+    model = model.double()
+    with Gates(model) as gates:
+        found = gate_gradients(gates, batches(rows, 40), len(rows))
+    assert float(found.heads.abs().max()) > 1e-4 and found.logits.shape == (6, 1)
+    anatomy = read_anatomy(model)
+
+    def squared_error(row: int, layer: int, head: int, gate: float) -> float:
+        o = model.get_submodule(anatomy.layers[layer].attention.o.path)
+        columns = slice(head * 6, head * 6 + 6)
+        before = o.weight.detach().clone()
+        with torch.no_grad():
+            o.weight[:, columns] *= gate
+            value = model(input_ids=torch.tensor([rows.inputs[row]["input_ids"]])).logits[0, 0]
+            o.weight.copy_(before)
+        return (float(value) - float(torch.tensor(rows.labels[row]))) ** 2  # the label as the float32 a batch holds
+
+    for row, layer, head in ((0, 0, 1), (3, 1, 2), (5, 1, 0)):
+        difference = (squared_error(row, layer, head, 1 + 1e-5) - squared_error(row, layer, head, 1 - 1e-5)) / 2e-5
+        assert float(found.heads[row, layer, head]) == pytest.approx(difference, rel=1e-5, abs=1e-9)
+
+
+def test_classes_for_one_output_have_no_gradient_instead_of_a_silent_zero() -> None:
+    model, rows = with_one_output()
+    whole = dataclasses.replace(rows, labels=(0, 1, 0, 1, 0, 1))
+    with Gates(model) as gates, pytest.raises(DataError, match="labels and outputs") as error:
+        gate_gradients(gates, batches(whole), 6)
+    assert error.value.got == "classes for 1 output"
+    with Gates(tiny_model("bert")) as gates, pytest.raises(DataError, match="labels and outputs") as error:
+        gate_gradients(gates, batches(rows), 6)
+    assert error.value.got == "values for 2 outputs"
+
+
+def test_mean_gradients_of_a_regression_are_those_of_its_mean_squared_error() -> None:
+    model, rows = with_one_output()
+    found = mean_gradients(Given(model=model, names=["classifier.weight"], batches=batches(rows, 40)))["classifier.weight"]
+    copied = copy.deepcopy(model).double()
+    errors = [
+        (copied(input_ids=torch.tensor([row["input_ids"]])).logits[0, 0] - float(torch.tensor(label))) ** 2
+        for row, label in zip(rows.inputs, rows.labels, strict=True)
+    ]
+    (expected,) = torch.autograd.grad(torch.stack(errors).mean(), copied.classifier.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

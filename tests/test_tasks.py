@@ -18,7 +18,18 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from tombola.errors import DataError
-from tombola.tasks import TASKS, Grammar, Role, Rows, get_task, load_rows, shared_texts, split_selection
+from tombola.tasks import (
+    TASKS,
+    Grammar,
+    Role,
+    Rows,
+    bare_name,
+    data_doubts,
+    get_task,
+    load_rows,
+    shared_texts,
+    split_selection,
+)
 from tombola.tasks.generated import CONSTRUCTIONS, NOUN_PAIRS, PHENOMENA, VERB_PAIRS
 
 # --- rows and selection ----------------------------------------------------------------------------------------------
@@ -126,7 +137,12 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "cola": ("matthews", (), ("unacceptable", "acceptable")),
         "sst2": ("accuracy", (), ("negative", "positive")),
         "mrpc": ("accuracy", ("f1",), ("not_equivalent", "equivalent")),
+        "qqp": ("accuracy", ("f1",), ("not_duplicate", "duplicate")),
+        "stsb": ("pearson", ("spearman",), ("score",)),
+        "mnli": ("accuracy", (), ("entailment", "neutral", "contradiction")),
+        "qnli": ("accuracy", (), ("entailment", "not_entailment")),
         "rte": ("accuracy", (), ("entailment", "not_entailment")),
+        "wnli": ("accuracy", (), ("not_entailment", "entailment")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
     }
@@ -145,7 +161,7 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
-        "  expected: cola, sst2, mrpc, rte, acceptability, nli-overlap\n"
+        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, acceptability, nli-overlap, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 
@@ -166,10 +182,70 @@ def test_all_wrong_options_are_said_at_once() -> None:
         "challenge_rows (a whole number from 2 to 100000, default 1000), "
         "strength (a number from 0.5 to 1.0, default 0.9)"
     )
-    with pytest.raises(DataError, match=r"(?s)no option 'seed'.*no options: cola has data of its own"):
+    with pytest.raises(DataError, match=r"(?s)no option 'seed'.*train \(a split, default train\), selection \(a"):
         get_task("cola:seed=1")
     with pytest.raises(DataError, match=r"strength=nan is not a number from 0\.5 to 1\.0"):
         get_task("nli-overlap:strength=nan")
+
+
+def test_a_task_is_read_from_the_splits_it_is_told_and_says_so_in_its_name() -> None:
+    task = get_task("mnli:train=train_from_dev,challenge=none")
+    assert task.splits == {"train": "train_from_dev", "report": "validation_matched"}
+    assert get_task("sst2:selection=dev2,challenge=adv").splits == {
+        **{"train": "train", "selection": "dev2", "report": "validation", "challenge": "adv"}
+    }
+    assert bare_name("qnli:train=train_from_dev") == "qnli:train=train_from_dev"
+    assert bare_name("nli-overlap:strength=0.8") == "nli-overlap" and bare_name("files#0123abcd") == "files"
+    assert bare_name("hub:a/b:c#0123abcd") == "hub:a/b:c"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("rte:train=validation", "the split validation serves twice"),
+        ("rte:report=none", "report=none is not the name of a split"),
+        ("rte:report=../secret", "report=../secret is not the name of a split"),
+        ("rte:report=", "report= is not the name of a split"),
+        ("rte:report=a,report=b", "report is given twice"),
+        ("rte:reports=a", "there is no option 'reports'; did you mean 'report'?"),
+        ("files", "the task `files` is made of files"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(spec: str, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        get_task(spec)
+    assert said in str(caught.value)
+
+
+def test_what_is_not_official_is_said() -> None:
+    task = get_task("wnli:train=train_from_dev")
+    rows: dict[Role, Rows] = {"train": some_rows(635), "report": some_rows(70)}
+    said = data_doubts(task, rows)
+    assert said[0].startswith("WNLI is degenerate")
+    assert said[1:] == (
+        "the train rows are of 'train_from_dev', no official split of wnli: compare with no published score",
+        "'validation' has 70 rows here, officially 71: compare with no published score",
+    )
+    assert data_doubts(get_task("rte"), {"train": some_rows(2490), "report": some_rows(277)}) == ()
+    assert data_doubts(get_task("acceptability"), {"train": some_rows(3), "report": some_rows(3)}) == ()
+
+
+def test_rows_of_a_selection_split_choose_the_mask_and_leave_train() -> None:
+    train, own = some_rows(100), some_rows(30, lambda i: str(i + 90))  # rows 90 to 99 of train have the texts of own rows
+    kept, selection = split_selection(train, 50, seed=3, own=own)
+    assert selection == own and kept == train.take(range(90))
+    capped, fewer = split_selection(train, 50, seed=3, own=own, max_train=20, max_selection=8)
+    assert len(capped) == 20 and set(capped.ids) < {f"train:{i}" for i in range(100)} and len(fewer) == 8
+    assert set(fewer.texts) < set(own.texts) and not shared_texts(capped, fewer)
+
+
+def test_values_are_split_without_classes_but_never_all_the_same() -> None:
+    rows = Rows(tuple(f"r{i}" for i in range(60)), tuple((str(i),) for i in range(60)), tuple(i / 7 for i in range(60)))
+    train, selection = split_selection(rows, 9, seed=0)
+    assert len(selection) == 9 and len(train) == 51
+    same = Rows(rows.ids, rows.texts, (2.5,) * 60)
+    with pytest.raises(DataError, match="train and selection would hold fewer than two different values"):
+        split_selection(same, 9, seed=0)
 
 
 def test_absent_role_is_said_with_those_there_are() -> None:
@@ -279,6 +355,25 @@ def test_each_fault_is_named(tmp_path: Path, content: bytes, fault: str) -> None
     assert fault in said_of(tmp_path)
 
 
+def test_scores_of_stsb_are_read_as_the_numbers_they_are(tmp_path: Path) -> None:
+    pair = {"sentence1": "a", "sentence2": "b"}
+    rows = [{**pair, "label": label, "idx": i} for i, label in enumerate((3.8, 0, 5))]
+    put(tmp_path, lines(*rows), "stsb/train.jsonl")
+    read = load_rows(TASKS["stsb"], "train", data_dir=tmp_path)
+    assert read.labels == (3.8, 0.0, 5.0) and all(type(label) is float for label in read.labels)
+    bad = [
+        {**pair, "label": label, "idx": i}
+        for i, label in enumerate(("3.8", True, float("inf"), float("nan"), None, 10**400, 1.0))
+    ]
+    put(tmp_path, lines(*bad), "stsb/train.jsonl")
+    said = said_of(tmp_path, "stsb")
+    for fault in ("label '3.8' is no number: row 1", "label True is no number: row 2", "label inf is no finite number: row 3"):
+        assert fault in said
+    assert "label is null or NaN: rows 4, 5" in said and "label 1000" in said and "label (a number)" in said
+    put(tmp_path, lines(*[{**row, "label": 2} for row in rows]), "stsb/train.jsonl")
+    assert "every good row has the same value, 2" in said_of(tmp_path, "stsb")
+
+
 def test_damaged_compression_is_said(tmp_path: Path) -> None:
     path = put(tmp_path, lines(*GOOD))
     whole = path.read_bytes()
@@ -297,7 +392,7 @@ def test_missing_places_list_what_is_there(tmp_path: Path) -> None:
         "no file for split 'train' of cola\n"
         f"  got:      {tmp_path / 'cola'} holds test.jsonl.gz\n"
         "  expected: either train.jsonl.gz or train.jsonl\n"
-        f"  next:     put the file into {tmp_path / 'cola'}"
+        f"  next:     put the file into {tmp_path / 'cola'}, or name a split that is there: cola:train=SPLIT,report=SPLIT"
     )
     assert said_of(tmp_path, "rte") == (
         f"there is no data folder {tmp_path / 'rte'}\n"
@@ -354,6 +449,16 @@ def test_hub_rows_without_a_label_or_with_other_classes_are_refused(monkeypatch:
     hub_with(monkeypatch, ["yes", "no"], [0, 1])
     with pytest.raises(DataError, match=r"other classes for rte\n.*yes, no\n.*entailment, not_entailment"):
         load_rows(TASKS["rte"], "train", data_dir=None)
+
+
+def test_a_float_of_the_hub_is_the_number_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    columns = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "label": [3.8, 1.667], "idx": [0, 1]}
+    kinds = {"sentence1": "string", "sentence2": "string", "label": "float32", "idx": "int32"}
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict(columns, features=features))
+    assert load_rows(TASKS["stsb"], "report", data_dir=None).labels == (3.8, 1.667)
 
 
 @pytest.mark.parametrize("failure", [ConnectionError("Couldn't reach the Hub"), ValueError("Couldn't find cache")])
@@ -634,16 +739,36 @@ def test_nli_labels_agree_with_a_second_reading(written: Mapping[tuple[str, str]
         ("sst2", "report", (428, 444), 0),
         ("mrpc", "train", (1194, 2474), None),
         ("mrpc", "report", (129, 279), 0),
+        ("qqp:report=validation_from_train", "train", (11619, 6878), None),
+        ("qqp:report=validation_from_train", "report", (1874, 1126), None),
+        ("qnli:train=train_from_dev", "train", (1452, 1511), None),
+        ("qnli:train=train_from_dev", "report", (781, 719), 0),
+        ("mnli:train=train_from_dev,challenge=validation_mismatched_hard", "train", (2328, 2066, 2119), None),
+        ("mnli:train=train_from_dev,challenge=validation_mismatched_hard", "report", (794, 744, 764), 0),
+        ("mnli:train=train_from_dev,challenge=validation_mismatched_hard", "challenge", (1710, 1400, 1420), None),
         ("rte", "train", (1249, 1241), None),
         ("rte", "report", (146, 131), 0),
+        ("wnli", "train", (323, 312), None),
+        ("wnli", "report", (40, 31), 0),
     ],
 )
-def test_public_data_has_its_known_rows(name: str, role: str, counts: tuple[int, int], leaked: int | None) -> None:
-    """`leaked`: rows of the official validation split whose texts, letter for letter, are also in train."""
+def test_public_data_has_its_known_rows(name: str, role: Role, counts: tuple[int, ...], leaked: int | None) -> None:
+    """`leaked`: rows of the report split whose texts, letter for letter, are also in train."""
+    rows, task = load_rows(get_task(name), role, data_dir=data_of_the_world()), get_task(name)
+    assert tuple(rows.labels.count(i) for i in range(len(task.labels))) == counts
+    if leaked is not None:
+        assert len(shared_texts(rows, load_rows(task, "train", data_dir=data_of_the_world()))) == leaked
+
+
+@pytest.mark.data
+def test_public_scores_of_stsb_are_values_from_0_to_5() -> None:
+    train, report = (load_rows(TASKS["stsb"], role, data_dir=data_of_the_world()) for role in ("train", "report"))  # type: ignore[arg-type]
+    assert (len(train), len(report)) == (5749, 1500)
+    assert {type(label) for label in train.labels} == {float} and (min(train.labels), max(train.labels)) == (0.0, 5.0)
+
+
+def data_of_the_world() -> Path:
     folder = os.environ.get("TOMBOLA_DATA")
     if not folder:
         pytest.skip("TOMBOLA_DATA names no data folder")
-    rows = load_rows(TASKS[name], role, data_dir=Path(folder))  # type: ignore[arg-type]
-    assert (rows.labels.count(0), rows.labels.count(1)) == counts
-    if leaked is not None:
-        assert len(shared_texts(rows, load_rows(TASKS[name], "train", data_dir=Path(folder)))) == leaked
+    return Path(folder)

@@ -28,6 +28,7 @@ from tombola.terminal import (
 
 if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
+    from tombola.tasks import Task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +55,18 @@ PresetOption = Annotated[
 ]
 BudgetOption = Annotated[
     float | None, typer.Option("--disk-budget", help="Start nothing more when the store holds so many GB.", min=0)
+]
+# Of the tasks `files` and `hub:<name>`; of a Hub data set the first three name splits.
+TrainOption = Annotated[str | None, typer.Option("--train", help="files: rows to train on: csv, tsv, jsonl, parquet, or .gz.")]
+ValidationOption = Annotated[str | None, typer.Option("--validation", help="files: rows to report on.")]
+TestOption = Annotated[
+    str | None, typer.Option("--test", help="files: report on these instead, and choose masks on the validation rows.")
+]
+TextOption = Annotated[str | None, typer.Option("--text", help="files: column the model reads, or two: a,b.")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="files: column of the answer.")]
+RegressionOption = Annotated[bool, typer.Option("--regression", help="files: answers are numbers, not classes.")]
+MetricOption = Annotated[
+    str | None, typer.Option("--metric", help="files: accuracy, matthews, f1; with --regression pearson, spearman.")
 ]
 STORE = Path("tombola-store")
 
@@ -103,6 +116,27 @@ def demo(
 
 
 @app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What is installed, where it runs, and whether it works: versions, extras, devices, a self-test in seconds."""
+    from dataclasses import asdict
+
+    from tombola.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        print_json([asdict(one) for one in findings])
+    else:
+        print_table("tombola doctor", ("", "what", "found"), [("ok" if f.good else "BAD", f.what, f.said) for f in findings])
+    bad = [one for one in findings if not one.good]
+    if bad:
+        raise TombolaError(
+            f"{len(bad)} of {len(findings)} findings are not good",
+            got="; ".join(f"{one.what}: {one.said}" for one in bad),
+            next="install what is missing; a failed self-test is worth an issue",
+        )
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")], as_json: JsonOption = False
 ) -> None:
@@ -135,7 +169,13 @@ def inspect(
 @app.command()
 def find(
     model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name (pinned to a commit, recorded).")],
-    task: Annotated[str, typer.Argument(help="cola, sst2, mrpc, rte, acceptability, nli-overlap[:strength=0.9].")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="One of GLUE (cola sst2 mrpc qqp stsb mnli qnli rte wnli, [:train=SPLIT,report=SPLIT]), acceptability, "
+            "nli-overlap[:strength=0.9], files (--train --validation --text --label), or hub:NAME[:CONFIG]."
+        ),
+    ],
     method: Annotated[str, typer.Option(help="s-prune (heads, MLPs), m-prune (values, to a floor), one-shot.")] = "s-prune",
     preset: PresetOption = None,
     floor: Annotated[
@@ -163,6 +203,13 @@ def find(
         str | None, typer.Option(help="A:B, two presets: what each option in which they differ costs, one at a time.")
     ] = None,
     data: DataOption = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    regression: RegressionOption = False,
+    metric: MetricOption = None,
     store: StoreOption = STORE,
     budget: BudgetOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the ticket here (one folder per seed if several).")] = None,
@@ -170,7 +217,7 @@ def find(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune MODEL on TASK, then search for a ticket: one for each seed. --controls and --retrain test it in the same run."""
-    from tombola.study.jobs import found_ticket, plan_controls, plan_find, plan_ladder, plan_test
+    from tombola.study.jobs import found_ticket, implied, plan_controls, plan_find, plan_ladder, plan_test
     from tombola.study.settings import resolve
 
     given = {
@@ -180,11 +227,14 @@ def find(
     }  # fmt: skip
     run_seeds, control_kinds = _numbers(seeds), _words(kinds)
     values, own = _split_seeds({name: value for name, value in given.items() if value is not None} | _assignments(setting))
+    own_rows = _given(train, validation, test, text, label, regression, metric)
+    asked = _task(task, own_rows)
+    values = {**implied(asked), **values}
     if ladder is not None:
         _refuse_with_ladder(preset, out)
         lab = _open(store, data, budget=budget)
         rungs = plan_ladder(
-            lab, model, task, ladder, values, run_seeds, own, method=method, kinds=control_kinds, draws=draws, retrain=retrain
+            lab, model, asked, ladder, values, run_seeds, own, method=method, kinds=control_kinds, draws=draws, retrain=retrain
         )
         cells = [cell for rung in rungs for cell in rung.cells]
         if dry_run:
@@ -196,7 +246,7 @@ def find(
     settings = resolve(values, run_seeds, own, method=method, preset=preset or "corrected")
     targets = _targets(out, run_seeds)
     lab = _open(store, data, budget=budget)
-    planned = plan_find(lab, model, task, settings, run_seeds)
+    planned = plan_find(lab, model, asked, settings, run_seeds)
     cells = [cell for found in planned for cell in found.cells]
     for one in planned:
         tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if retrain else []
@@ -218,7 +268,8 @@ def find(
     for one, target in zip(planned, targets, strict=True):
         say(f"seed {one.seed}: ticket {one.search.key[:12]}" + (f" in {target}" if target else ""))
     name = targets[0] or planned[0].search.key[:12]
-    say(f"Next: tombola controls {name} --store {store}" + (f" --data {data}" if data else ""))
+    again = "".join(f" --{which} {own_rows[which]}" for which in ("train", "validation", "test") if which in own_rows)
+    say(f"Next: tombola controls {name} --store {store}" + (f" --data {data}" if data else "") + again)
 
 
 @app.command()
@@ -232,6 +283,13 @@ def controls(
     preset: PresetOption = None,
     setting: SetOption = None,
     data: DataOption = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    regression: RegressionOption = False,
+    metric: MetricOption = None,
     store: StoreOption = STORE,
     budget: BudgetOption = None,
     dry_run: DryRunOption = False,
@@ -241,6 +299,7 @@ def controls(
     from tombola.study.jobs import dense_of, plan_controls, plan_test, read_ticket, resolve_ticket, test_settings
 
     lab = _open(store, data, budget=budget)
+    _bring_rows(lab, ticket, _given(train, validation, test, text, label, regression, metric))
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket)
     settings = test_settings(read_ticket(lab, ticket), _assignments(setting), preset)
     planned = [plan_test(taken, dense, settings.retrain, retrain=retrain)]
@@ -263,6 +322,13 @@ def retrain(
     task: Annotated[str | None, typer.Argument(help="The task; without it, the ticket's own.")] = None,
     setting: SetOption = None,
     data: DataOption = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    regression: RegressionOption = False,
+    metric: MetricOption = None,
     store: StoreOption = STORE,
     out: Annotated[Path | None, typer.Option(help="Also write the retrained weights here.")] = None,
     dry_run: DryRunOption = False,
@@ -273,7 +339,8 @@ def retrain(
 
     _refuse_filled(out)
     lab = _open(store, data)
-    cell = plan_retrain_on(lab, ticket, task, _assignments(setting))
+    asked = _other_task(lab, ticket, task, _given(train, validation, test, text, label, regression, metric))
+    cell = plan_retrain_on(lab, ticket, asked, _assignments(setting))
     folder = _run_one(lab, cell, dry_run, as_json)
     if folder is not None and out is not None:
         import shutil
@@ -289,6 +356,13 @@ def evaluate(
     weights: Annotated[str, typer.Option(help="base, found_on, or a folder.")] = "found_on",
     setting: SetOption = None,
     data: DataOption = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    regression: RegressionOption = False,
+    metric: MetricOption = None,
     store: StoreOption = STORE,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -297,7 +371,8 @@ def evaluate(
     from tombola.study.jobs import plan_evaluate
 
     lab = _open(store, data)
-    _run_one(lab, plan_evaluate(lab, ticket, task, weights, _assignments(setting)), dry_run, as_json)
+    asked = _other_task(lab, ticket, task, _given(train, validation, test, text, label, regression, metric))
+    _run_one(lab, plan_evaluate(lab, ticket, asked, weights, _assignments(setting)), dry_run, as_json)
     if not as_json and not dry_run:
         say(f"weights: {weights}")
 
@@ -437,6 +512,67 @@ def store_gc(
 # Fixed by measurement, so that the whole demo takes a few minutes on two cores (see docs/lab-log.md).
 DEMO_CONTROLS = ("random", "bad")
 DEMO_SETTINGS: dict[str, Any] = {"train_rows": 800, "epochs": 1, "learning_rate": 1e-4, "batch_size": 16}
+
+
+def _given(
+    train: str | None, validation: str | None, test: str | None, text: str | None, label: str | None, regression: bool,
+    metric: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What was said of the user's own rows, by the name of each option."""
+    said = {"train": train, "validation": validation, "test": test, "text": text, "label": label, "metric": metric}
+    return {name: value for name, value in said.items() if value is not None} | ({"regression": True} if regression else {})
+
+
+def _task(name: str, own_rows: Mapping[str, Any]) -> "str | Task":
+    """The task a user names, its own rows read where it has such."""
+    from tombola.tasks import files_task, hub_task
+
+    if name.startswith("hub:") and "#" not in name:
+        _quiet()
+        task = hub_task(name, **own_rows)
+    elif name == "files":
+        lacking = [f"--{option}" for option in ("train", "validation", "text", "label") if option not in own_rows]
+        if lacking:
+            raise TombolaError(
+                "the task `files` needs to know its files and columns",
+                got=", ".join(f"--{option}" for option in own_rows) or "none of its options",
+                expected="--train FILE --validation FILE [--test FILE] --text COLUMN[,COLUMN] --label COLUMN",
+                next=f"add {' '.join(lacking)}",
+            )
+        task = files_task(**own_rows)
+    elif own_rows:
+        raise TombolaError(
+            f"task {name} has rows and columns of its own",
+            got=", ".join(f"--{option}" for option in own_rows),
+            expected="these options with the task files or hub:NAME",
+        )
+    else:
+        return name
+    for doubt in task.doubts:
+        say(doubt)
+    return task
+
+
+def _other_task(lab: "Lab", ticket: str, name: str | None, own_rows: Mapping[str, Any]) -> "str | Task | None":
+    """The task named after a ticket; None for the ticket's own, its rows brought where they were given."""
+    if name is not None:
+        return _task(name, own_rows)
+    _bring_rows(lab, ticket, own_rows)
+    return None
+
+
+def _bring_rows(lab: "Lab", ticket: str, own_rows: Mapping[str, Any]) -> None:
+    """Reads the files of a ticket's own task, whose columns and metric the ticket remembers."""
+    from tombola.study.data import named
+    from tombola.study.jobs import read_ticket
+
+    if own_rows:
+        known = read_ticket(lab, ticket).settings.get("data", {}).get("source")
+        if known is None or "repo" in known:
+            raise TombolaError("this ticket is of no files of your own", got=ticket, next="leave --train, --validation … out")
+        said = {"text": known["text"], "label": known["label"], "metric": known["metric"]}
+        regression = {"regression": True} if len(known["labels"]) == 1 else {}
+        named(lab, _task("files", {**said, **regression, **own_rows}))
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,7 +1,8 @@
 """Predictions keyed by row id → scores, subgroups, and agreement with the dense model.
 
 Rows are joined by id, never by position. Each score comes with its majority line: what always answering the most frequent
-class of that split would score.
+class of that split would score. A regression has one output, floats as labels, and correlations as metrics: there any
+constant answer scores 0, which is its line.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from torch import Tensor
 from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.scores import GateGradients, gate_gradients
+from tombola.tasks.base import REGRESSION_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 
 
@@ -25,16 +27,30 @@ class Predictions:
 
     ids: tuple[str, ...]
     logits: Float[Tensor, "row out"]
-    labels: tuple[int, ...]
+    labels: tuple[Answer, ...]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model has one output: a value, no class."""
+        return self.logits.shape[-1] == 1
 
     @property
     def classes(self) -> list[int]:
-        """The predicted class of each row; of equal logits the first."""
+        """The predicted class of each row; of equal logits the first. Raises: DataError for a regression, which has none."""
+        if self.regression:
+            raise DataError("a regression predicts no classes", got="1 output", next="read `values`")
         return [int(c) for c in self.logits.argmax(-1)]
+
+    @property
+    def values(self) -> list[float]:
+        """The predicted value of each row of a regression, in units of the label. Raises: DataError where there are classes."""
+        if not self.regression:
+            raise DataError("a classifier predicts no values", got=f"{self.logits.shape[-1]} outputs", next="read `classes`")
+        return [float(value) for value in self.logits[:, 0]]
 
 
 def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> Predictions:
-    """Predictions of a classifier, in eval mode and without gradients; the model's mode is left as it was."""
+    """Predictions of a classifier or regression, in eval mode and without gradients; the model's mode is left as it was."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     logits: Tensor | None = None
@@ -63,11 +79,11 @@ def score_and_gradients(
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
-def _accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
+def _accuracy(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
     return float(np.mean(np.asarray(labels) == np.asarray(predicted)))
 
 
-def _matthews(labels: Sequence[int], predicted: Sequence[int]) -> float:
+def _matthews(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     if len({*labels, *predicted}) == 1:  # sklearn says 0 too, with a warning
@@ -75,27 +91,55 @@ def _matthews(labels: Sequence[int], predicted: Sequence[int]) -> float:
     return float(matthews_corrcoef(labels, predicted))  # 0 for a constant answer: no information, as GLUE has it
 
 
-def _f1(labels: Sequence[int], predicted: Sequence[int]) -> float:
+def _f1(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, pos_label=1, zero_division=0.0))
 
 
-METRICS: dict[str, Callable[[Sequence[int], Sequence[int]], float]] = {
+# Values that differ by less than this share of the largest are one answer in fp32, and their differences rounding: an
+# emptied network would else score whatever the shapes of its batches left in the last digits.
+CONSTANT = 1e-6
+
+
+def _pearson(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
+    if _is_constant(labels) or _is_constant(predicted):
+        return 0.0  # undefined; 0 as Matthews has it: a constant answer says nothing about the rows
+    x, y = (np.asarray(column, dtype=np.float64) for column in (labels, predicted))
+    x, y = x - x.mean(), y - y.mean()
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()  # squares of tiny values would vanish
+    return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1.0, 1.0))
+
+
+def _spearman(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
+    from scipy.stats import rankdata
+
+    if _is_constant(labels) or _is_constant(predicted):
+        return 0.0
+    return _pearson(*(rankdata(column).tolist() for column in (labels, predicted)))  # of ties the mean rank
+
+
+def _is_constant(values: Sequence[Answer]) -> bool:
+    return float(np.ptp(values)) <= CONSTANT * float(np.max(np.abs(values)))
+
+
+METRICS: dict[str, Callable[[Sequence[Answer], Sequence[Answer]], float]] = {
     "accuracy": _accuracy,
     "matthews": _matthews,
     "f1": _f1,
+    "pearson": _pearson,
+    "spearman": _spearman,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric on one set of rows. Higher is better; a fraction, not a percentage."""
+    """One metric on one set of rows. Higher is better; a fraction or a correlation, not a percentage."""
 
     metric: str
     value: float
     n: int
-    majority: float  # the same metric for always answering the most frequent class of these rows
+    majority: float  # the same metric for always answering the most frequent class of these rows, or one and the same value
 
     @property
     def at_or_below_majority(self) -> bool:
@@ -103,10 +147,24 @@ class Score:
 
 
 def score(predictions: Predictions, metric: str) -> Score:
-    """The metric of these predictions, beside its majority line. Raises: DataError for an unknown metric."""
+    """The metric of these predictions, beside its majority line.
+
+    A correlation that is undefined because the answers (or the labels) are constant is 0, and so is the line of every
+    correlation. Constant: all within 1e-6 of the largest, below which fp32 cannot tell rows apart.
+
+    Raises: DataError for an unknown metric, one of the other kind of answers, or predicted values that are not finite.
+    """
     if metric not in METRICS:
         raise DataError(f"unknown metric {metric!r}", expected=sorted(METRICS))
-    labels, counts = predictions.labels, Counter(predictions.labels)
+    if (metric in REGRESSION_METRICS) != predictions.regression:
+        kind = "a regression" if predictions.regression else "a classifier"
+        raise DataError(f"{metric} is no metric of {kind}", got=f"{predictions.logits.shape[-1]} outputs")
+    labels = predictions.labels
+    if predictions.regression:
+        if not bool(predictions.logits.isfinite().all()):
+            raise DataError("predicted values are not finite", next="training diverged: try a smaller --learning-rate")
+        return Score(metric, METRICS[metric](labels, predictions.values), len(labels), 0.0)
+    counts = Counter(labels)
     # of equally frequent classes the one that scores higher: under F1 they differ, and row order may not decide
     majority = max(METRICS[metric](labels, [c] * len(labels)) for c, n in counts.items() if n == max(counts.values()))
     return Score(metric, METRICS[metric](labels, predictions.classes), len(labels), majority)
@@ -133,22 +191,34 @@ def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric:
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """How predictions differ from the dense model's on the same rows; counts by class number."""
+    """How predictions differ from the dense model's on the same rows; counts by class number.
 
-    flips: int  # rows answered otherwise
-    lost: int  # rows the dense model has right and this one wrong
-    gained: int  # rows this one has right and the dense model wrong
+    Values do not flip: of a regression there is the mean difference alone, of classes everything else.
+    """
+
+    flips: int | None  # rows answered otherwise
+    lost: int | None  # rows the dense model has right and this one wrong
+    gained: int | None  # rows this one has right and the dense model wrong
     n: int
-    dense_counts: Mapping[int, int]
-    counts: Mapping[int, int]
+    dense_counts: Mapping[int, int] | None
+    counts: Mapping[int, int] | None
+    mean_difference: float | None = None  # mean over rows of |value − value of the dense model|, in units of the label
 
 
 def agreement(dense: Predictions, other: Predictions) -> Flips:
-    """How often `other` answers differently from `dense`, joined by row id. Raises: DataError when the rows differ."""
-    by_id = dict(zip(dense.ids, dense.classes, strict=True))
-    if by_id.keys() != set(other.ids):
-        missing = sorted(by_id.keys() ^ set(other.ids))[:5]
+    """How `other` answers differently from `dense`, joined by row id.
+
+    Raises: DataError when the rows differ, or when one predicts classes and the other values.
+    """
+    if dense.regression != other.regression:
+        raise DataError("predictions to compare are of a classifier and of a regression")
+    if dense.ids != other.ids and (missing := sorted({*dense.ids} ^ {*other.ids})[:5]):
         raise DataError("predictions to compare are of different rows", got=f"only on one side: {missing}")
+    if dense.regression:
+        values = dict(zip(dense.ids, dense.values, strict=True))
+        apart = [abs(value - values[row]) for row, value in zip(other.ids, other.values, strict=True)]
+        return Flips(None, None, None, len(apart), None, None, float(np.mean(apart)))
+    by_id = dict(zip(dense.ids, dense.classes, strict=True))
     rows = [(by_id[row], answer, label) for row, answer, label in zip(other.ids, other.classes, other.labels, strict=True)]
     return Flips(
         flips=sum(before != answer for before, answer, _ in rows),

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tombola.anatomy import Anatomy, Layout, evaluating, probe_inputs, read_anatomy, same_anatomy
+from tombola.anatomy import Anatomy, Layout, by_row, evaluating, probe_inputs, read_anatomy, same_anatomy
 from tombola.errors import MaskError, TicketError
 from tombola.held import HeldValues
 from tombola.lesion import LESIONS
@@ -38,15 +38,17 @@ class Gates:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy | None = None, mask: Mask | None = None) -> None:
         self.model, self.anatomy = model, anatomy or read_anatomy(model)
-        self._heads: list[Tensor | None] = [None] * self.anatomy.n_layers  # None = all open, and no work done
+        self._heads: list[Tensor | None] = [None] * self.anatomy.n_attentions  # None = all open, and no work done
         self._mlps: list[Tensor | None] = [None] * self.anatomy.n_layers
         self.set(self.anatomy.full_mask() if mask is None else mask)  # first: a mask that does not fit leaves no hooks
         self.held: HeldValues | None = None  # single values that `hold` keeps at zero beside what is gated
         self._handles = [model.register_forward_pre_hook(refuse_head_mask, with_kwargs=True)]
-        for i, layer in enumerate(self.anatomy.layers):
-            o, out = (model.get_submodule(p.path) for p in (layer.attention.o, layer.mlp.out))
-            # Partial methods and no closures: a deep copy of the model then takes a copy of its gates along.
+        # Partial methods and no closures: a deep copy of the model then takes a copy of its gates along.
+        for i, attention in enumerate(self.anatomy.attentions):
+            o = model.get_submodule(attention.o.path)
             self._handles.append(o.register_forward_pre_hook(partial(self._gate_heads, i)))
+        for i, mlp in enumerate(self.anatomy.mlps):
+            out = model.get_submodule(mlp.out.path)
             self._handles.append(out.register_forward_hook(partial(self._gate_mlp, i)))
 
     def set(self, mask: Mask) -> None:
@@ -66,7 +68,7 @@ class Gates:
         self._heads = [None if bool(row.all()) else row for row in heads]
         self._mlps = [None if bool(gate) else gate for gate in mlps]
 
-    def per_example(self, batch: int) -> tuple[Float[Tensor, "layer batch head"], Float[Tensor, "layer batch"]]:
+    def per_example(self, batch: int) -> tuple[Float[Tensor, "attention batch head"], Float[Tensor, "layer batch"]]:
         """Gates at the current mask, expanded over the batch, that require gradients.
 
         The gradient of a *sum* of per-row losses with respect to them is exact per row: rows never mix in a transformer.
@@ -100,7 +102,7 @@ class Gates:
         gate = self._heads[i]
         if gate is None:
             return None
-        x = args[0].unflatten(-1, (self.anatomy.layers[i].attention.n_heads, -1))
+        x = args[0].unflatten(-1, (self.anatomy.n_heads, -1))
         # [head] for one mask; [batch, head] for gates per example, with the positions in between
         gate = gate[:, None, :, None] if gate.ndim == 2 else gate[:, None]
         return ((x * gate).flatten(-2), *args[1:])
@@ -109,7 +111,11 @@ class Gates:
         gate = self._mlps[i]
         if gate is None:
             return None
-        return output * (gate[:, None, None] if gate.ndim == 1 else gate)
+        if gate.ndim == 0:
+            return output * gate
+        rows = by_row(output, len(gate))  # [batch, position, channel], also where a model flattens the first two
+        assert rows is not None
+        return (rows * gate[:, None, None]).reshape(output.shape)
 
 
 def refuse_head_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -132,11 +138,12 @@ def ablate(model: nn.Module, layer: int, head: int | None = None, *, layout: Lay
     anatomy = read_anatomy(model, layout)
     full = anatomy.full_mask()
     assert full.heads is not None and full.mlps is not None
-    if not 0 <= layer < anatomy.n_layers or not (head is None or 0 <= head < anatomy.n_heads):
+    rows = anatomy.n_layers if head is None else anatomy.n_attentions
+    if not 0 <= layer < rows or not (head is None or 0 <= head < anatomy.n_heads):
         raise MaskError(
             "there is no such part to ablate",
             got=f"layer {layer}" + ("" if head is None else f", head {head}"),
-            expected=f"layer in 0…{anatomy.n_layers - 1}, head in 0…{anatomy.n_heads - 1} (or None for the MLP)",
+            expected=f"layer in 0…{rows - 1}, head in 0…{anatomy.n_heads - 1} (or None for the MLP)",
         )
     heads, mlps = full.heads.clone(), full.mlps.clone()
     if head is None:
@@ -165,10 +172,11 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
         _prove_values_act(model, mask)
     mask = anatomy.full_mask() & mask.structured()
     assert mask.heads is not None and mask.mlps is not None
-    sites = [("heads", i) for i in range(anatomy.n_layers) if not bool(mask.heads[i].all())]
+    sites = [("heads", i) for i in range(anatomy.n_attentions) if not bool(mask.heads[i].all())]
     sites += [("mlps", i) for i in range(anatomy.n_layers) if not bool(mask.mlps[i])]
     if not sites:
         return
+    batch = len(sites) + 1
     heads, generator = mask.heads, torch.Generator().manual_seed(2)
 
     def random_like(x: Tensor, *shape: int) -> Tensor:
@@ -186,24 +194,27 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
         return output
 
     def replace(row: int, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        output = output.clone()
-        output[row] = random_like(output, *output.shape[1:])
-        return output
+        rows = by_row(output.clone(), batch)
+        assert rows is not None
+        rows[row] = random_like(output, *rows.shape[1:])
+        return rows.reshape(output.shape)
 
     def outputs(under: Mask) -> Tensor:
         generator.manual_seed(2)
         handles = []
         for row, (unit, i) in enumerate(sites, start=1):
-            o, out = (model.get_submodule(p.path) for p in (anatomy.layers[i].attention.o, anatomy.layers[i].mlp.out))
             if unit == "heads":
-                columns = torch.nonzero((~heads[i]).repeat_interleave(anatomy.layers[i].attention.d_head)).flatten()
+                attention = anatomy.attentions[i]
+                o = model.get_submodule(attention.o.path)
+                columns = torch.nonzero((~heads[i]).repeat_interleave(attention.d_head)).flatten()
                 handles.append(o.register_forward_pre_hook(partial(feed, row, columns), prepend=True))
                 handles.append(o.register_forward_hook(partial(show, row, columns)))
             else:
+                out = model.get_submodule(anatomy.mlps[i].out.path)
                 handles.append(out.register_forward_hook(partial(replace, row), prepend=True))
         try:
             with Gates(model, anatomy, under), torch.no_grad():
-                return first_tensor(model(**probe_inputs(model, batch=len(sites) + 1))).float().flatten(1)
+                return first_tensor(model(**probe_inputs(model, batch))).float().flatten(1)
         finally:
             for handle in handles:
                 handle.remove()
@@ -328,8 +339,8 @@ def load(ticket: "Ticket | Path | str", weights: str | Path = "base", *, layout:
 
     weights: "base" (the pre-trained weights, with a head drawn from the ticket's seed), "found_on" (the weights the mask was
     found on), or a folder of your own. The lesion of a control is done to base and found_on; weights of your own are taken as
-    they are, since those trained again from a lesion must not be destroyed again. `model.tombola_gates` switches or removes the gates; `model.tombola_weights` says
-    which weights it has. The mask is proved to act before the model is returned.
+    they are, since those trained again from a lesion must not be destroyed again. `model.tombola_gates` switches or removes the
+    gates; `model.tombola_weights` says which weights it has. The mask is proved to act before the model is returned.
 
     Raises: FingerprintError when the weights are not those the ticket was made for; TicketError, MaskError, AnatomyError.
     """

@@ -58,7 +58,7 @@ def import_mask(
         problems.append(MaskError("what a 1 means is not known", got=repr(ones), expected="kept or removed"))
     if heads is mlps is values is None:
         problems.append(MaskError("there is no mask to import", expected="a file for heads, mlps or values"))
-    for name, file, shape in (("heads", heads, (anatomy.n_layers, anatomy.n_heads)), ("mlps", mlps, (anatomy.n_layers,))):
+    for name, file, shape in (("heads", heads, (anatomy.n_attentions, anatomy.n_heads)), ("mlps", mlps, (anatomy.n_layers,))):
         if file is not None:
             with _collected(problems):
                 parts[name] = _checked(_only(file), f"{name} of {file.name}", shape)

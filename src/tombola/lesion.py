@@ -72,7 +72,7 @@ def shuffle_layers(model: nn.Module, anatomy: Anatomy, seed: int) -> tuple[int, 
     if anatomy.n_layers < 2:
         raise AnatomyError("there are no layers to shuffle", got=f"{anatomy.n_layers} layer", next="take shuffle-values")
     layers = [
-        [model.get_parameter(f"{p.path}.weight") for p in (*layer.attention.projections, *layer.mlp.projections)]
+        [model.get_parameter(f"{path}.weight") for path in dict.fromkeys(p.path for p in layer.projections)]  # fused ones once
         for layer in anatomy.layers
     ]
     shapes = {tuple(tuple(matrix.shape) for matrix in layer) for layer in layers}

@@ -33,7 +33,7 @@ class Mask:
     Raises: MaskError when a part is not a boolean tensor of the right rank.
     """
 
-    heads: Bool[Tensor, "layer head"] | None = None
+    heads: Bool[Tensor, "attention head"] | None = None
     mlps: Bool[Tensor, " layer"] | None = None
     neurons: Bool[Tensor, "layer d_ffn"] | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)

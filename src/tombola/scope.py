@@ -19,8 +19,8 @@ Selector = Callable[[nn.Module, Anatomy], list[str]]
 
 def _body(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """Weights and biases of every projection of attention and MLP; neither norms nor embeddings."""
-    paths = [p.path for layer in anatomy.layers for p in (*layer.attention.projections, *layer.mlp.projections)]
-    return [f"{path}.{name}" for path in paths for name, _ in model.get_submodule(path).named_parameters()]
+    paths = [projection.path for layer in anatomy.layers for projection in layer.projections]
+    return [f"{path}.{name}" for path in dict.fromkeys(paths) for name, _ in model.get_submodule(path).named_parameters()]
 
 
 def _embeddings(model: nn.Module, anatomy: Anatomy) -> list[str]:
@@ -40,7 +40,7 @@ def _head(model: nn.Module, anatomy: Anatomy) -> list[str]:
 
 def _prasanna2020(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """The m-prunable set: the body without the bias of MLP out. BERT-base: 85,008,384 values."""
-    return [name for name in _body(model, anatomy) if name not in {f"{layer.mlp.out.path}.bias" for layer in anatomy.layers}]
+    return [name for name in _body(model, anatomy) if name not in {f"{mlp.out.path}.bias" for mlp in anatomy.mlps}]
 
 
 def _chen2020(model: nn.Module, anatomy: Anatomy) -> list[str]:

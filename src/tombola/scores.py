@@ -11,7 +11,7 @@ For single values of parameters the rows of `CRITERIA` are functions of one sign
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +20,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tombola.anatomy import evaluating
 from tombola.errors import DataError, MaskError
 from tombola.gates import Gates
 
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Scores of heads and MLPs, in nats per unit of gate; higher = more important."""
+    """Scores of heads and MLPs, in units of the loss per unit of gate (nats, or squared units); higher = more important."""
 
-    heads: Float[Tensor, "layer head"]
+    heads: Float[Tensor, "attention head"]
     mlps: Float[Tensor, " layer"]
 
 
@@ -36,7 +37,7 @@ class Importance:
 class GateGradients:
     """∂L_i/∂ξ for every row i, in fp64 and in the order of the rows asked for, with the logits of the same pass."""
 
-    heads: Float[Tensor, "row layer head"]
+    heads: Float[Tensor, "row attention head"]
     mlps: Float[Tensor, "row layer"]
     logits: Float[Tensor, "row out"]
 
@@ -45,15 +46,16 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
     """The derivative of each row's own loss with respect to each gate, at the mask the gates have now.
 
     `batches` yields (row numbers, model inputs with `labels`); every row of 0 … n_rows − 1 must come once. The loss is
-    cross-entropy in nats, of each row alone: neither batch size nor order nor padding enters. The weights need and get no
-    gradients, and the model is put in eval mode.
+    cross-entropy in nats, or of a regression the squared error in squared units of the label (see `summed_loss`), of each
+    row alone: neither batch size nor order nor padding enters. The weights need and get no gradients, and the model is put
+    in eval mode.
 
-    Raises: DataError when rows are missing or come twice.
+    Raises: DataError when rows are missing or come twice, or when labels and outputs do not fit.
     Source: Michel et al. 2019, eq. 2; Prasanna et al. 2020, sec. 3.1. Deviation: exact per row (their code takes the
     absolute value of batch sums that are never reset, see `REDUCTIONS["accumulated"]`).
     """
     model, anatomy = gates.model, gates.anatomy
-    heads = torch.zeros(n_rows, anatomy.n_layers, anatomy.n_heads, dtype=torch.float64)
+    heads = torch.zeros(n_rows, anatomy.n_attentions, anatomy.n_heads, dtype=torch.float64)
     mlps = torch.zeros(n_rows, anatomy.n_layers, dtype=torch.float64)
     logits: Tensor | None = None
     seen = torch.zeros(n_rows, dtype=torch.int64)
@@ -66,8 +68,7 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
                 head_gates, mlp_gates = gates.per_example(len(rows))
                 features = {name: value for name, value in inputs.items() if name != "labels"}
                 output = model(**features).logits
-                # fp64: for a row the model is sure of, softmax − 1 loses all its digits in fp32
-                loss = cross_entropy(output.double(), inputs["labels"], reduction="sum")
+                loss = summed_loss(output, inputs["labels"])
             # A gate whose part cannot reach the loss has no gradient: it is zero, not an error.
             by_head, by_mlp = torch.autograd.grad(loss, (head_gates, mlp_gates), allow_unused=True, materialize_grads=True)
             heads[rows] = by_head.transpose(0, 1).double().cpu()
@@ -87,6 +88,26 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
     return GateGradients(heads, mlps, logits)
 
 
+def summed_loss(logits: Float[Tensor, "row out"], labels: Tensor) -> Float[Tensor, ""]:
+    """The sum over rows of each row's own loss, in fp64: what a model of this kind is trained by, as a mean.
+
+    Whole labels: cross-entropy in nats. Floating labels and a single output: the squared error.
+    Raises: DataError for a single output with whole labels, whose cross-entropy would be 0 whatever the model says, and for
+    floating labels with several outputs.
+    """
+    if labels.is_floating_point() and logits.shape[-1] == 1:
+        return (logits.double().squeeze(-1) - labels.double()).square().sum()
+    if labels.is_floating_point() or logits.shape[-1] < 2:
+        raise DataError(
+            "labels and outputs of the model do not fit",
+            got=f"{'values' if labels.is_floating_point() else 'classes'} for {logits.shape[-1]} output"
+            + "s" * (logits.shape[-1] != 1),
+            expected="classes for 2 outputs or more, or values for a single one",
+        )
+    # fp64: for a row the model is sure of, softmax − 1 loses all its digits in fp32
+    return cross_entropy(logits.double(), labels, reduction="sum")
+
+
 def per_example(gradients: Float[Tensor, "row ..."], batch_size: int) -> Float[Tensor, "..."]:
     """Mean over rows of |∂L_i/∂ξ|: the formula. `batch_size` plays no part."""
     return gradients.abs().mean(0)
@@ -102,8 +123,17 @@ def accumulated(gradients: Float[Tensor, "row ..."], batch_size: int) -> Float[T
     return torch.stack([rows.mean(0) for rows in torch.split(gradients, batch_size)]).cumsum(0).abs().sum(0)
 
 
+def fisher_of_gates(gradients: Float[Tensor, "row ..."], batch_size: int) -> Float[Tensor, "..."]:
+    """Mean over rows of (∂L_i/∂ξ)²: the diagonal of the empirical Fisher information of the gates. `batch_size` plays no part.
+
+    Source: Kwon et al. 2022, eq. 7, without their search for the best mask that follows it.
+    """
+    return gradients.square().mean(0)
+
+
 REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "per_example": per_example,
+    "fisher": fisher_of_gates,
     "per_batch": per_batch,
     "accumulated": accumulated,
 }
@@ -190,48 +220,146 @@ def taylor(given: Given) -> dict[str, Tensor]:
     return {name: score.abs_() for name, score in taylor_signed(given).items()}
 
 
+def snip(given: Given) -> dict[str, Tensor]:
+    """|w · ∂L/∂w| as a share of the sum over all named values: the connection sensitivity of SNIP. Its order is that of `taylor`.
+
+    Source: Lee et al. 2019, eq. 6. They take it at random weights and on one batch; here on the model and rows that are given.
+    """
+    scores = taylor(given)
+    total = sum(float(score.double().sum()) for score in scores.values())
+    return {name: score / total if total else score for name, score in scores.items()}
+
+
+def fisher(given: Given) -> dict[str, Tensor]:
+    """½ · w² · mean over rows of (∂L_i/∂w)²: how much the mean loss rises, to second order, when the value is zeroed; in nats.
+
+    The Hessian is replaced by the diagonal of the empirical Fisher information, and the first-order term left out: right at a
+    minimum. One backward pass a row, in fp64 on a copy of the model.
+    Source: Theis et al. 2018, eq. 6; Kwon et al. 2022 use the same of gates (see `fisher_of_gates`).
+    """
+    squares: dict[str, Tensor] = {}
+    rows = 0
+    for gradients in _row_gradients(given):
+        rows += 1
+        for name, gradient in gradients.items():
+            squares[name] = squares[name].add_(gradient.square()) if name in squares else gradient.square()
+    parameters = parameters_of(given.model, given.names)
+    return {
+        name: (0.5 * parameters[name].detach().double().cpu().square() * squares.pop(name).cpu() / rows).float()
+        for name in given.names
+    }
+
+
+def wanda(given: Given) -> dict[str, Tensor]:
+    """|w| · ‖x‖₂, x the input that the weight multiplies over all real tokens of the rows; in units of the activation.
+
+    Raises: MaskError for parameters that are no weights of a linear map (biases, embeddings); DataError without rows.
+    Source: Sun et al. 2024, eq. 1. Deviation: they compare within an output row; here values compete as `granularity` says.
+    """
+    parameters = parameters_of(given.model, given.names)
+    owners = {name: given.model.get_submodule(name.rpartition(".")[0]) for name in given.names}
+    wrong = [name for name, module in owners.items() if parameters[name].ndim != 2 or isinstance(module, nn.Embedding)]
+    if wrong:
+        raise MaskError(
+            "Wanda scores weights of linear maps only",
+            got=", ".join(wrong[:5]),
+            expected="matrices that multiply an input",
+            next="take a scope such as body:weights",
+        )
+    squares: dict[str, Tensor] = {}
+    real: list[Tensor] = []  # [batch, seq] of the batch at work
+
+    def record(name: str, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().double().reshape(-1, args[0].shape[-1])
+        if x.shape[0] == real[0].numel():  # what is not a position of the batch (a pooled row, a table) has no padding
+            x = x[real[0].flatten()]
+        squares[name] = squares.get(name, torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)) + x.square().sum(0)
+
+    handles = [module.register_forward_pre_hook(lambda _, args, name=name: record(name, args)) for name, module in owners.items()]
+    try:
+        with evaluating(given.model), torch.no_grad():
+            for _, inputs in _rows_of(given):
+                real[:] = [inputs["attention_mask"].bool()]
+                given.model(**{name: value for name, value in inputs.items() if name != "labels"})
+    finally:
+        for handle in handles:
+            handle.remove()
+    scores = {}
+    for name, parameter in parameters.items():
+        norms = squares[name].sqrt()
+        along_rows = parameter.shape[1] == len(norms) and type(owners[name]).__name__ != "Conv1D"
+        scores[name] = (parameter.detach().double().abs() * (norms if along_rows else norms[:, None])).float().cpu()
+    return scores
+
+
 CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude, needs_rows=False),
     "random": Criterion(random, needs_rows=False),
     "taylor": Criterion(taylor, needs_rows=True),
     "taylor-signed": Criterion(taylor_signed, needs_rows=True),
+    "snip": Criterion(snip, needs_rows=True),
+    "fisher": Criterion(fisher, needs_rows=True),
+    "wanda": Criterion(wanda, needs_rows=True),
 }
 
 
 def mean_gradients(given: Given) -> dict[str, Tensor]:
-    """∂L/∂w of the named parameters, fp64, with L the mean cross-entropy over all rows in nats, in eval mode.
+    """∂L/∂w of the named parameters, fp64, with L the mean loss over all rows (see `summed_loss`), in eval mode.
 
     Computed in fp64 on a copy of the model: of a mean over rows that cancel, fp32 would leave digits that change with batch
     size and order. Memory: the model twice more, and the named values twice more again. The model itself is not touched.
 
-    Raises: DataError without rows, when rows are missing or come twice, or for a model with one output (a regression, of
-    which this loss is no measure); MaskError for names the model does not have.
+    Raises: DataError without rows, when rows are missing or come twice, or when labels and outputs do not fit; MaskError for
+    names the model does not have.
     """
-    if given.batches is None:
-        raise DataError("this criterion needs rows", got="none", expected="the selection rows, with labels")
+    model, parameters = _with_gradients(given)
+    n = 0
+    for rows, inputs in _rows_of(given):
+        _loss(model, inputs).backward()  # type: ignore[no-untyped-call]
+        n += len(rows)
+    # A parameter that cannot reach the loss has no gradient: it is zero, not an error.
+    return {name: (torch.zeros_like(p) if p.grad is None else p.grad.div_(n)).cpu() for name, p in parameters.items()}
+
+
+def _row_gradients(given: Given) -> Iterator[dict[str, Tensor]]:
+    """∂L_i/∂w of the named parameters for each row by itself, in fp64; as `mean_gradients`."""
+    model, parameters = _with_gradients(given)
+    for rows, inputs in _rows_of(given):
+        for i in range(len(rows)):
+            loss = _loss(model, {name: value[i : i + 1] for name, value in inputs.items()})
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            yield dict(zip(parameters, found, strict=True))
+
+
+def _with_gradients(given: Given) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """A copy of the model in fp64 and eval mode, of which the named parameters alone have gradients."""
     parameters_of(given.model, given.names)
     model = copy.deepcopy(given.model).double().eval().requires_grad_(False)
     parameters = parameters_of(model, given.names)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    return model, parameters
+
+
+def _loss(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    with torch.enable_grad():
+        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        return summed_loss(logits, inputs["labels"])
+
+
+def _rows_of(given: Given) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+    """The batches. Raises: DataError when there are none or, at their end, when rows are missing or came twice."""
+    if given.batches is None:
+        raise DataError("this criterion needs rows", got="none", expected="the selection rows, with labels")
     seen: list[int] = []
     for rows, inputs in given.batches:
-        features = {name: value for name, value in inputs.items() if name != "labels"}
-        with torch.enable_grad():
-            logits = model(**features).logits
-            if logits.shape[-1] < 2:
-                raise DataError(
-                    "a Taylor score needs a classifier", got=f"{logits.shape[-1]} output", expected="2 classes or more"
-                )
-            cross_entropy(logits, inputs["labels"], reduction="sum").backward()  # type: ignore[no-untyped-call]
         seen += rows.tolist()
+        yield rows, inputs
     different = len(set(seen))
     if not seen or sorted(seen) != list(range(len(seen))):
         missing = max(seen, default=-1) + 1 - different
         got = f"{len(seen)} rows, {len(seen) - different} of them again, {missing} left out"
         raise DataError("every row must be scored exactly once", got=got)
-    # A parameter that cannot reach the loss has no gradient: it is zero, not an error.
-    return {name: (torch.zeros_like(p) if p.grad is None else p.grad.div_(len(seen))).cpu() for name, p in parameters.items()}
 
 
 def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -123,7 +123,8 @@ def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
         seeds = sorted({row.seed for row in group})
         per_seed = [[row.value for row in group if row.seed == seed] for seed in seeds]
         mean = stats.over_seeds([sum(values) / len(values) for values in per_seed])
-        flips = [row.agreement.flips / row.agreement.n for row in group if row.agreement is not None]
+        known = [row.agreement for row in group if row.agreement is not None]
+        flips = [it.flips / it.n if it.flips is not None else it.mean_difference for it in known]
         table.append(
             (
                 short[task], split, metric, kind, "" if stage == "full" else stage,
@@ -133,7 +134,9 @@ def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
             )
         )  # fmt: skip
     columns = ("task", "split", "metric", "kind", "stage", "score", "std", "seeds × draws", "rows", "majority", "flips")
-    print_table("scores (flips: share of rows answered otherwise than by the dense model)", columns, table)
+    values = any(row.agreement is not None and row.agreement.flips is None for row in rows)
+    of_values = "; of a regression the mean |difference| to its values" if values else ""
+    print_table(f"scores (flips: share of rows answered otherwise than by the dense model{of_values})", columns, table)
 
 
 def print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:

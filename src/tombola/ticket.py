@@ -381,12 +381,17 @@ def load_weights(source: Path, labels: tuple[str, ...], *, head_seed: int) -> "P
     """The model in a folder as a sequence classifier; a head it lacks is drawn from `head_seed`, and from nothing else.
 
     The names of the classes go into the config, so that labels are joined by name wherever the model goes; without any, the
-    config of the folder decides.
+    config of the folder decides. A single label is the name of a value: the model is a regression, its loss the squared
+    error. Whatever a config said of the kind of problem before gives way.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}} if labels else {}
+    kind, named = "classifier", dict[str, Any]()
+    if labels:  # a config that was a regression before would train classes by squared error
+        kind = "regression" if len(labels) == 1 else f"classifier of {len(labels)} classes"
+        named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        named["problem_type"] = "regression" if len(labels) == 1 else "single_label_classification"
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # "newly initialized" is what we asked for
     with torch.random.fork_rng(devices=[]):
@@ -395,7 +400,7 @@ def load_weights(source: Path, labels: tuple[str, ...], *, head_seed: int) -> "P
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **named)
         except (OSError, ValueError, RuntimeError) as error:
             raise TombolaError(
-                f"the model in {source} could not be loaded as a classifier of {len(labels)} classes",
+                f"the model in {source} could not be loaded as a {kind}",
                 got=str(error).partition("\n")[0][:200],
                 next="check that the folder was written by save_pretrained for this task",
             ) from error

@@ -64,7 +64,7 @@ class TrainLog:
     steps: int
     tokens: int  # real tokens seen
     padded_tokens: int  # tokens computed, padding included
-    losses: tuple[tuple[int, float], ...]  # (step, mean training loss in nats since the entry before)
+    losses: tuple[tuple[int, float], ...]  # (step, mean loss since the entry before): nats, or of a regression squared units
 
 
 class LengthBuckets(Sampler[int]):

@@ -153,9 +153,11 @@ def _agreement_table(split: Split) -> Table | None:
     groups = [(group, pairs) for group, pairs in known if pairs]
     if not groups:
         return None
+    if split.of_values:
+        return _difference_table(split, groups)
 
-    def over(pairs: list[tuple[int, Agreement]], of: Callable[[Agreement], float]) -> Estimate:
-        return estimate((seed, of(it) / it.n) for seed, it in pairs)
+    def over(pairs: list[tuple[int, Agreement]], of: Callable[[Agreement], int | None]) -> Estimate:
+        return estimate((seed, (of(it) or 0) / it.n) for seed, it in pairs)
 
     def change(pairs: list[tuple[int, Agreement]], name: str) -> Estimate:
         return over(pairs, lambda it: it.counts.get(name, 0) - it.dense_counts.get(name, 0))
@@ -184,5 +186,26 @@ def _agreement_table(split: Split) -> Table | None:
         ),
         "As shares of all rows, mean ± std over seeds. Lost: right in the dense model, wrong here; gained: the other way round. "
         f"Δ: share of rows given this class, minus that of the dense model.{cut}",
+        stubs=2,
+    )
+
+
+def _difference_table(split: Split, groups: list[tuple[Group, list[tuple[int, Agreement]]]]) -> Table:
+    """Agreement of a regression: how far its values are from those of the dense model."""
+    return Table(
+        f"{split_title(split)}: how far the predictions are from those of the dense model of the same seed",
+        ("Stage", "Ticket", "Mean |difference|", "Seeds", "Draws per seed", "Rows"),
+        tuple(
+            (
+                group.stage,
+                kind_name(group.kind),
+                spread(estimate((seed, it.mean_difference or 0.0) for seed, it in pairs)),
+                str(len({seed for seed, _ in pairs})),
+                draws(group.rows),
+                span(it.n for _, it in pairs),
+            )
+            for group, pairs in groups
+        ),
+        "In units of the label, mean ± std over seeds.",
         stubs=2,
     )

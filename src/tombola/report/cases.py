@@ -15,6 +15,7 @@ from typing import Literal
 
 from tombola.stats import Estimate, over_seeds, smallest_detectable_difference
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
+from tombola.tasks.base import REGRESSION_METRICS
 
 ROLES = ("report", "challenge", "selection")  # in the order of the page
 PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
@@ -64,6 +65,11 @@ class Split:
     @property
     def rows(self) -> tuple[ScoreRow, ...]:
         return tuple(row for group in self.groups for row in group.rows)
+
+    @property
+    def of_values(self) -> bool:
+        """Whether the answers are numbers: then there are no classes, and a constant answer is the line to beat."""
+        return self.metric in REGRESSION_METRICS
 
     @property
     def majority(self) -> float:

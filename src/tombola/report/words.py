@@ -47,9 +47,10 @@ def case_verdict(case: Case) -> str:
     split, dense = comparisons[0].split, comparisons[0].split.dense
     sentences = [_sentence(comparison) for comparison in comparisons]
     beside = f" and the dense model {spread(dense.score)} ({sample(dense.rows)})" if dense else ""
-    sentences.append(f"Always answering the most frequent class scores {number(split.majority)}{beside} on the same rows.")
+    always = "one and the same value" if split.of_values else "the most frequent class"
+    sentences.append(f"Always answering {always} scores {number(split.majority)}{beside} on the same rows.")
     if (score := comparisons[0].good.score.value) is not None and score <= split.majority:
-        sentences.append("Good does not beat the most frequent class, so being ahead or behind means little.")
+        sentences.append(f"Good does not beat {always}, so being ahead or behind means little.")
     if good := case.good:
         kept = [f"{spread(size(good, unit), 1)} of {span(len(of(it)) for it in good)} {unit}" for unit, of in case.units.items()]
         share = spread(estimate((ticket.seed, ticket.body_share) for ticket in good))

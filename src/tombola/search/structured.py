@@ -8,7 +8,7 @@ all heads (all MLPs) of the model, which makes 14, 7 and 1 of BERT-base's 144 he
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,12 +17,15 @@ from tombola.evaluate import Score, score, score_and_gradients
 from tombola.gates import Gates
 from tombola.mask import Mask
 from tombola.prune import lowest
-from tombola.scores import Importance, min_max, normalise, sensitivity
+from tombola.scores import REDUCTIONS, Importance, min_max, normalise, sensitivity
 from tombola.search.floor import FloorRule, floor_score, holds
 from tombola.tasks.encode import Encoded
 
 Procedure = Literal["joint", "heads", "mlps"]
-Reduction = Literal["per_example", "per_batch", "accumulated"]
+if TYPE_CHECKING:
+    Reduction = str
+else:
+    Reduction = Literal[*REDUCTIONS]
 Amount = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)]  # a count, or a fraction of all; at least one goes
 
 # What each phase removes a step: (name, which head step, whether an MLP goes). The paper's joint procedure goes on with

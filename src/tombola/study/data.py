@@ -11,7 +11,20 @@ from typing import Any
 from tombola.errors import DataError, TombolaError
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab
-from tombola.tasks import Role, Rows, Task, get_task, load_rows, shared_texts, split_selection
+from tombola.tasks import (
+    Loaded,
+    Role,
+    Rows,
+    Task,
+    bare_name,
+    data_doubts,
+    described_task,
+    get_task,
+    load_rows,
+    shared_texts,
+    spec_of,
+    split_selection,
+)
 from tombola.tasks.encode import Encoded, encode
 from tombola.ticket import resolve_model
 
@@ -26,7 +39,8 @@ class TaskData:
     report: Rows
     challenge: Rows | None
     leaked: int  # train rows dropped because a selection row has the same texts
-    selection_name: str = "selection"  # the report split's own name when the mask is chosen on its rows: the page says so
+    selection_name: str = "selection"  # the split's own name where the mask is chosen on rows of one: the page says so
+    doubts: tuple[str, ...] = ()  # what scores on these rows have to be read with
 
     def evaluated(self) -> dict[str, tuple[str, Rows]]:
         """Role → (name of the split, rows), for every set a model is scored on."""
@@ -41,10 +55,57 @@ class TaskData:
         return {role: fingerprint([rows.ids, rows.texts, rows.labels, rows.groups]) for role, rows in sets.items()}
 
 
-def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
-    """The rows of a task. Rows on which a mask is chosen are held out of train by seed, or are the dev rows if so set.
+def named(lab: Lab, task: str | Task) -> str:
+    """What cells call a task: what the user calls it, or for rows the user brought a name made of what is in them.
 
-    Raises: DataError as `load_rows` does, and when train or selection rows stand in the report split under another label.
+    Such rows are kept for this run. Raises: DataError as `get_task` does.
+    """
+    if isinstance(task, str) and (not task.startswith("hub:") or "#" in task):
+        return task
+    if isinstance(task, str):
+        task = get_task(task)
+        for doubt in task.doubts:
+            lab.reporter.say(doubt)
+    if not isinstance(task.source, Loaded):
+        raise DataError("a task that does not hold its rows goes by its name", got=task.name, next="pass its name")
+    spec = spec_of(task)
+    lab.cache["task", spec] = task
+    return spec
+
+
+def source_of(lab: Lab, spec: str) -> dict[str, Any]:
+    """What a cell says of rows the user brought: {"source": …}; nothing for tasks that their name says all of."""
+    task = lab.cache.get(("task", spec))
+    return {} if task is None else {"source": dict(task.source.description)}
+
+
+def task_of(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> Task:
+    """The task of a cell. Rows the user brought must have been named in this run; a Hub data set is read again.
+
+    Raises: DataError when they were not, or are others now.
+    """
+    if source is None and "#" not in spec:
+        return get_task(spec)
+    if source is not None and "repo" in source and ("task", spec) not in lab.cache:
+        named(lab, described_task(source))
+    if ("task", spec) in lab.cache:
+        task: Task = lab.cache["task", spec]
+        return task
+    others = [known[1] for known in lab.cache if known[0] == "task"]
+    columns = "" if source is None else f" --text {','.join(source['text'])} --label {source['label']}"
+    raise DataError(
+        f"the rows of {spec} are not here",
+        got=f"rows that are others: {', '.join(others)}" if others else "no files",
+        expected="the files this task was made of: it is named by what is in them",
+        next=f"give them again: --train FILE --validation FILE [--test FILE]{columns}",
+    )
+
+
+def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
+    """The rows of a task. Rows on which a mask is chosen are held out of train by seed, or are those of a split if so set.
+
+    Raises: DataError as `load_rows` does, when a split to choose masks on is asked for that the task has not, and as
+    `task_of` does.
     """
     known = (
         "data",
@@ -55,22 +116,32 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
         settings["split_seed"],
     )
     if known not in lab.cache:
-        task = get_task(spec)
+        task = task_of(lab, spec, settings.get("source"))
         rows: dict[Role, Rows] = {role: load_rows(task, role, data_dir=lab.data_dir) for role in task.splits}
-        full, report = rows["train"], rows["report"]
+        full, report, own, name = rows["train"], rows["report"], None, "selection"
+        if settings["selection_split"] == "validation":
+            own, name = rows.get("selection"), task.splits.get("selection", "")
+            if own is None:
+                raise DataError(
+                    f"{bare_name(spec)} has no rows of its own to choose a mask on",
+                    got="selection_split=validation",
+                    expected="held_out_from_train or dev, or a task with a selection split",
+                    next="give files with --test, or name one: TASK:selection=SPLIT",
+                )
         train, selection = split_selection(
             full,
             len(report),
             seed=settings["split_seed"],
             max_train=settings["train_rows"],
             max_selection=settings["selection_rows"],
+            own=own,
         )
-        leaked = len(shared_texts(full, selection)) - len(selection)
-        name = "selection"
+        leaked = len(shared_texts(full, selection)) - (len(selection) if own is None else 0)
         if settings["selection_split"] == "dev":
             cap = min(len(report), settings["selection_rows"] or len(report))
             selection, name = report.take(range(cap)), task.splits["report"]
-        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name)
+        doubts = data_doubts(task, rows)
+        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name, doubts)
     data: TaskData = lab.cache[known]
     return data
 

@@ -13,11 +13,12 @@ from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.data import base_folder, encoded_rows, task_data
+from tombola.study.data import base_folder, encoded_rows, named, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
+from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_folder, resolve_model
 
 
@@ -55,7 +56,7 @@ def machine() -> dict[str, Any]:
     return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
 
-def plan_find(lab: Lab, model: str, task: str, settings: Settings, run_seeds: Sequence[int]) -> list[Found]:
+def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_seeds: Sequence[int]) -> list[Found]:
     """The cells of finding a ticket, one `Found` per run seed. Reads the data, computes nothing.
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data.
@@ -132,7 +133,7 @@ class RungCells:
 def plan_ladder(
     lab: Lab,
     model: str,
-    task: str,
+    task: str | Task,
     text: str,
     values: Mapping[str, Any],
     run_seeds: Sequence[int],
@@ -162,7 +163,7 @@ def plan_ladder(
 
 def find(
     model: str,
-    task: str,
+    task: str | Task,
     *,
     method: str = "s-prune",
     preset: str = DEFAULT,
@@ -176,6 +177,7 @@ def find(
     """A good ticket for each run seed: fine-tune `model` on `task`, then search while the score holds the floor.
 
     model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
+    task       a name ("sst2", "qnli:train=train_from_dev", "hub:imdb"), or what `files_task` or `hub_task` made
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
     method     "s-prune" (heads and MLPs to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
     preset     "paper", "released" or "corrected": what every setting is that is not given
@@ -185,11 +187,19 @@ def find(
     Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
     wrong setting at once.
     """
-    resolved = resolve(settings, seeds, own_seeds, method=method, preset=preset)
+    resolved = resolve({**implied(task), **settings}, seeds, own_seeds, method=method, preset=preset)
     lab = lab or open_lab(store, data)
     planned = plan_find(lab, model, task, resolved, seeds)
     lab.run([cell for found in planned for cell in found.cells])
     return [found_ticket(lab, found) for found in planned]
+
+
+def implied(task: str | Task) -> dict[str, Any]:
+    """Settings that a task sets where the user does not: rows it has for choosing masks are what masks are chosen on."""
+    if isinstance(task, str) and "selection=" not in task:
+        return {}
+    splits = (task if isinstance(task, Task) else get_task(task)).splits
+    return {"selection_split": "validation"} if "selection" in splits else {}
 
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:
@@ -215,7 +225,7 @@ def test_settings(ticket: Ticket, changes: Mapping[str, Any], preset: str | None
     return resolve(changes, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=preset or ticket.preset)
 
 
-def plan_retrain_on(lab: Lab, ticket: str, task: str | None, changes: Mapping[str, Any]) -> Cell:
+def plan_retrain_on(lab: Lab, ticket: str, task: str | Task | None, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola retrain TICKET TASK`: the ticket's own settings and seeds, where `changes` does not say otherwise."""
     own = {field.name for field in fields(RetrainSettings)}
     options = test_settings(read_ticket(lab, ticket), {name: value for name, value in changes.items() if name in own}).retrain
@@ -223,7 +233,7 @@ def plan_retrain_on(lab: Lab, ticket: str, task: str | None, changes: Mapping[st
     return plan_retrain(resolve_ticket(lab, ticket), dense_of(lab, ticket, task, others), options, keep_weights=True)
 
 
-def plan_evaluate(lab: Lab, ticket: str, task: str | None, weights: str, changes: Mapping[str, Any]) -> Cell:
+def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
     shared = _shared(dense)
@@ -319,24 +329,30 @@ def read_ticket(lab: Lab, name: str) -> Ticket:
     return Ticket.from_pretrained(_ticket_folder(lab, name))
 
 
-def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str, Any] | None = None) -> Cell:
+def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mapping[str, Any] | None = None) -> Cell:
     """The fine_tune cell a ticket is to be held against: the one it was found on, for its own task and settings.
 
     For another task (or `changes`) it is the same base, trained on that task with the ticket's settings and seeds otherwise.
     """
     ticket = read_ticket(lab, name)
-    if (task is None or task == ticket.task) and not changes:
+    spec = None if task is None else named(lab, task)
+    if (spec is None or spec == ticket.task) and not changes:
         try:
             return _found_on(lab, name)
         except TicketError:
             pass
-    if task is None and ticket.task is None:
+    if spec is None and ticket.task is None:
         raise TicketError("the ticket does not say for which task it is", got=name, next="name the task after the ticket")
     # A ticket from elsewhere does not say how its model was trained: then the preset does.
     said = dict(ticket.settings.get("data", {})) | dict(ticket.settings.get("train", {}))
-    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts")} | dict(changes or {})
+    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source")}
+    if task is not None and spec != ticket.task and values.get("selection_split") == "validation":
+        del values["selection_split"]  # of rows that the other task need not have
+    values |= ({} if task is None else implied(task)) | dict(changes or {})
     resolved = resolve(values, (ticket.seeds["run"],), method=method_of(ticket), preset=ticket.preset)
-    common = _common(lab, ticket.base.name, task or str(ticket.task), resolved)
+    if spec is None:
+        task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
+    common = _common(lab, ticket.base.name, spec or str(ticket.task), resolved)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",
@@ -377,17 +393,17 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
     return None if folder is None else Cell.from_description(read_json(folder / CELL))
 
 
-def _common(lab: Lab, model: str, task: str, settings: Settings) -> dict[str, Any]:
+def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
-    source = resolve_model(model)
-    data = task_data(lab, task, asdict(settings.data))
+    source, spec = resolve_model(model), named(lab, task)
+    data = task_data(lab, spec, asdict(settings.data))
     rows = {
         "rows": data.fingerprints(),
         "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
     }
     return {
         "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint},
-        "data": {"task": task} | asdict(settings.data) | rows,
+        "data": {"task": spec} | asdict(settings.data) | rows | source_of(lab, spec),
         "machine": machine(),
     }
 

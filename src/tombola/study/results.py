@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.kinds import CONTROL_KINDS
+from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
     from tombola.store import Store
@@ -23,14 +24,18 @@ STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How the predictions of a masked model differ from those of the dense model of the same seed, on the same rows."""
+    """How the predictions of a masked model differ from those of the dense model of the same seed, on the same rows.
 
-    flips: int  # rows whose predicted class changed
+    Of a regression there is the mean difference alone: values do not flip, and are not right or wrong.
+    """
+
+    flips: int | None  # rows whose predicted class changed
     n: int  # rows compared
-    lost: int  # rows the dense model has right and this one wrong
-    gained: int  # rows this one has right and the dense model wrong
+    lost: int | None  # rows the dense model has right and this one wrong
+    gained: int | None  # rows this one has right and the dense model wrong
     dense_counts: Mapping[str, int]  # class name -> rows the dense model gives that class
     counts: Mapping[str, int]  # class name -> rows this model gives that class
+    mean_difference: float | None = None  # mean |value − value of the dense model|, in units of the label
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class ScoreRow:
     metric: str  # e.g. "accuracy", "matthews"
     value: float
     n: int  # rows
-    majority: float  # the same metric for always answering the most frequent class of this split
+    majority: float  # the same metric for always answering the most frequent class of this split, or one and the same value
     agreement: Agreement | None = None  # None for the dense model itself
 
 
@@ -123,7 +128,10 @@ def collect(store: "Store") -> Results:
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
         if (folder / "result.json").is_file():
             where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
-            warnings |= dict.fromkeys(f"{where}{said}" for said in read_json(folder / "result.json")["warnings"])
+            result = read_json(folder / "result.json")
+            warnings |= dict.fromkeys(f"{where}{said}" for said in result["warnings"])
+            if "of_data" in result:  # the same for every seed and setting of a task
+                warnings |= dict.fromkeys(f"{short[cell.settings['data']['task']]}: {said}" for said in result["of_data"])
         if cell.step in ("fine_tune", "search"):
             _note(settings, cell.settings)
         if (folder / "provenance.json").is_file():
@@ -180,13 +188,13 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
-    return {name: value for name, value in flat.items() if name not in ("rows", "counts")}
+    return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
 
 
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
-    """Each task without its options, where no two of these differ in their options alone; else all as they are."""
+    """Each task by its bare name, where no two of these have the same; else all as they are."""
     tasks = set(tasks)
-    bare = {task: task.partition(":")[0] for task in tasks}
+    bare = {task: bare_name(task) for task in tasks}
     return bare if len(set(bare.values())) == len(tasks) else {task: task for task in tasks}
 
 

@@ -34,7 +34,7 @@ from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, t
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
-from tombola.tasks import get_task
+from tombola.tasks import bare_name
 from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, locate_weights, resolve_model
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
@@ -77,8 +77,9 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         tokenizer_of(lab, cell).save_pretrained(out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
-    if said:
-        write_json(out / "result.json", {"warnings": said})
+    doubts = {} if ticket is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
+    if said or doubts:
+        write_json(out / "result.json", {"warnings": said} | doubts)
 
 
 def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
@@ -90,7 +91,7 @@ def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy:
         copy_values(model, tuned, scope_parameters(model, anatomy, "embeddings"))
     lesion_of(ticket)(model, anatomy)
     if options.empty_layer_bias == "mask_keeps_shrink_drops" and mask.heads is not None:
-        emptied = [layer.attention.o for layer, heads in zip(anatomy.layers, mask.heads, strict=True) if not bool(heads.any())]
+        emptied = [one.o for one, heads in zip(anatomy.attentions, mask.heads, strict=True) if not bool(heads.any())]
         biases = {f"{o.path}.bias": torch.zeros(o.n_out, dtype=torch.bool) for o in emptied if o.has_bias}
         mask = mask & Mask(values=biases)
         if biases:
@@ -104,7 +105,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """A search on the fine-tuned model; the mask it ends with becomes the good ticket."""
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
-    data, labels = same_data(dense, lab), get_task(dense.settings["data"]["task"]).labels
+    data = same_data(dense, lab)
+    labels = data.task.labels
     model = load_weights(lab.folder(dense) / "weights", labels, head_seed=0)
     model.to(dense.settings["machine"]["device"])
     anatomy, tried = read_anatomy(model), list[object]()
@@ -340,18 +342,21 @@ def _write_scores(
             "split": split,
             "role": role,
         }
-        said = None if flips is None else {
+        said: dict[str, Any] | None = None if flips is None else {
             "flips": flips.flips,
             "lost": flips.lost,
             "gained": flips.gained,
             "n": flips.n,
-            "dense_counts": {name: flips.dense_counts.get(i, 0) for i, name in enumerate(names)},
-            "counts": {name: flips.counts.get(i, 0) for i, name in enumerate(names)},
+            "dense_counts": _by_name(flips.dense_counts, names),
+            "counts": _by_name(flips.counts, names),
         }  # fmt: skip
+        if said is not None and flips is not None and flips.mean_difference is not None:
+            said["mean_difference"] = flips.mean_difference
         metrics = (data.task.metric, *data.task.extra_metrics)
         rows += [common | asdict(score(predictions[role], metric)) | {"agreement": said} for metric in metrics]
         if set_.groups is not None:
-            by_group = subgroup_scores(predictions[role], dict(zip(set_.ids, set_.groups, strict=True)))
+            members = dict(zip(set_.ids, set_.groups, strict=True))
+            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
             groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
     write_rows(out / "scores.jsonl", rows)
     write_rows(out / "subgroups.jsonl", groups)
@@ -363,6 +368,11 @@ def _write_scores(
             for row, label, logits in zip(one.ids, one.labels, one.logits.tolist(), strict=True)
         ),
     )
+
+
+def _by_name(counts: Mapping[int, int] | None, names: tuple[str, ...]) -> dict[str, int]:
+    """Class name → count; nothing where there are no classes."""
+    return {} if counts is None else {name: counts.get(i, 0) for i, name in enumerate(names)}
 
 
 def _read_predictions(folder: Path) -> dict[str, Predictions]:
@@ -414,7 +424,7 @@ def _title(cell: Cell) -> str:
         for x in (
             cell.step.replace("_", "-"),
             _about(cell),
-            data.get("task", "").partition(":")[0],
+            bare_name(data.get("task", "")),
             f"seed {seeds.get('run', '?')}",
         )
         if x

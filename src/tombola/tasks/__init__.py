@@ -1,27 +1,38 @@
 """The tasks a ticket can be found on: `TASKS` names them, `get_task` reads "name:option=value", `load_rows` gives rows.
 
-A task with data of its own is one `Task(...)` value in `glue`; one that is written by a grammar stands in `generated`.
+A task with data of its own is one `Task(...)` value in `glue`; one that is written by a grammar stands in `generated`; your
+own files and other data sets of the Hub are made tasks in `files`. All rows pass the one checker in `checks`.
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tombola.errors import DataError
 from tombola.tasks import generated, glue
-from tombola.tasks.base import Grammar, Hub, Role, Rows, Task, shared_texts, split_selection
+from tombola.tasks.base import Grammar, Hub, Loaded, Role, Rows, Task, shared_texts, split_selection
+from tombola.tasks.files import described_task, files_task, hub_task, spec_of
 
 __all__ = [
     "TASKS",
     "Grammar",
     "Hub",
+    "Loaded",
     "Role",
     "Rows",
     "Task",
+    "bare_name",
+    "data_doubts",
+    "described_task",
+    "files_task",
     "get_task",
+    "hub_task",
     "load_rows",
     "shared_texts",
+    "spec_of",
     "split_selection",
 ]
 
@@ -29,45 +40,102 @@ TASKS: dict[str, Task] = {
     "cola": glue.COLA,
     "sst2": glue.SST2,
     "mrpc": glue.MRPC,
+    "qqp": glue.QQP,
+    "stsb": glue.STSB,
+    "mnli": glue.MNLI,
+    "qnli": glue.QNLI,
     "rte": glue.RTE,
+    "wnli": glue.WNLI,
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
 }
+
+ROLES: tuple[Role, ...] = ("train", "selection", "report", "challenge")
+NO_SPLIT = "none"  # as the split of a role that a task can do without
 
 
 def get_task(spec: str) -> Task:
     """The task of "name" or "name:option=value,option=value", all its options resolved.
 
-    Raises: DataError for an unknown name, or saying every option that is unknown, repeated or out of range.
+    Options of a generated task are numbers. Those of a task with data are the roles of its splits, as in
+    "qnli:train=train_from_dev,report=validation"; `challenge=none` leaves a role out. "hub:<name>[:config][@revision]" is any
+    data set of the Hub, its columns guessed (`hub_task` names them); the task `files` is made by `files_task`.
+
+    Raises: DataError for an unknown name, or saying every option that is unknown, repeated or out of range; as `hub_task`.
     """
     name, colon, rest = spec.partition(":")
+    if name == "hub" and colon:
+        return hub_task(spec)
+    if name.partition("#")[0] == "files":
+        raise DataError(
+            "the task `files` is made of files",
+            got=repr(spec),
+            expected="--train FILE --validation FILE [--test FILE] --text COLUMN[,COLUMN] --label COLUMN",
+            next="in Python: tombola.tasks.files_task(train=…, validation=…, text=…, label=…)",
+        )
     if name not in TASKS:
-        raise DataError(f"there is no task {name!r}", got=repr(spec), expected=", ".join(TASKS), next=_nearest(name, TASKS))
+        known = [*TASKS, "files", "hub:<name>[:config]"]
+        raise DataError(f"there is no task {name!r}", got=repr(spec), expected=", ".join(known), next=_nearest(name, TASKS))
     task = TASKS[name]
-    given: dict[str, int | float] = {}
+    written = isinstance(task.source, Grammar)
+    known = list(task.options if written else ROLES)
+    given: dict[str, Any] = {}
     problems: list[str] = []
     for part in rest.split(",") if colon else ():
         option, equals, text = part.partition("=")
-        value = generated.parse_option(option, text) if option in task.options else None
+        read = generated.parse_option if written else _split_name
+        value = read(option, text) if option in known else None
         if not equals:
             problems.append(f"{part!r} is not option=value")
-        elif option not in task.options:
-            near = _nearest(option, task.options)
+        elif option not in known:
+            near = _nearest(option, known)
             problems.append(f"there is no option {option!r}" + (f"; {near}" if near else ""))
         elif option in given:
             problems.append(f"{option} is given twice")
         elif value is None:
-            problems.append(f"{option}={text} is not {generated.option_range(option)}")
+            problems.append(f"{option}={text} is not {generated.option_range(option) if written else 'the name of a split'}")
         else:
             given[option] = value
+    named: dict[Any, str] = dict(task.splits) | ({} if written else given)
+    splits = {role: split for role, split in named.items() if split != NO_SPLIT}
+    twice = sorted({split for split in splits.values() if list(splits.values()).count(split) > 1})
+    problems += [f"the split {split} serves twice" for split in twice]
     if problems:
-        described = [f"{option} ({generated.option_range(option)}, default {v})" for option, v in task.options.items()]
-        raise DataError(
-            f"wrong options of task {name}",
-            got="\n            ".join(problems),
-            expected=", ".join(described) or f"no options: {name} has data of its own",
-        )
-    return replace(task, options={**task.options, **given})
+        if written:
+            described = [f"{option} ({generated.option_range(option)}, default {v})" for option, v in task.options.items()]
+        else:
+            described = [f"{role} (a split, default {task.splits.get(role, NO_SPLIT)})" for role in ROLES]
+        raise DataError(f"wrong options of task {name}", got="\n            ".join(problems), expected=", ".join(described))
+    return replace(task, options={**task.options, **given}) if written else replace(task, splits=splits)
+
+
+def _split_name(role: str, text: str) -> str | None:
+    """The name of a split given as text; None for what is none. Train and report rows there must be."""
+    good = re.fullmatch(r"\w[\w.-]*", text) and (text != NO_SPLIT or role in ("selection", "challenge"))
+    return text if good else None
+
+
+def bare_name(spec: str) -> str:
+    """A task's name without what only tells it from others of its name: options of grammars, fingerprints of files.
+
+    Which splits a task was read from stays: scores on others are other scores.
+    """
+    name = spec.partition("#")[0].partition(":")[0]
+    if name in TASKS and isinstance(TASKS[name].source, Grammar):
+        return name
+    return spec.partition("#")[0]
+
+
+def data_doubts(task: Task, rows: Mapping[Role, Rows]) -> tuple[str, ...]:
+    """What scores on these rows have to be read with: splits that are not official or not whole, and the task's own doubts."""
+    said = list(task.doubts)
+    for role, split in task.splits.items() if task.official else ():
+        if split not in task.official:
+            said.append(f"the {role} rows are of {split!r}, no official split of {task.name}: compare with no published score")
+        elif len(rows[role]) != task.official[split]:
+            size = f"{split!r} has {len(rows[role]):,} rows here, officially {task.official[split]:,}"
+            said.append(f"{size}: compare with no published score")
+    return tuple(said)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:
@@ -78,7 +146,8 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
 def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -> Rows:
     """The rows of the split that plays `role`.
 
-    Generated tasks read no data and draw their rows by `seed`; the others ignore it, and read `data_dir` or the Hub.
+    Generated tasks read no data and draw their rows by `seed`; the others ignore it, and read `data_dir` or the Hub, or
+    hold their rows themselves.
 
     Raises: DataError if the task has no such role or its data is absent or bad.
     """
@@ -89,4 +158,6 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         )
     if isinstance(task.source, Grammar):
         return generated.write(task, role, seed=seed)
+    if isinstance(task.source, Loaded):
+        return task.source.rows[task.splits[role]]
     return glue.load(task, task.splits[role], data_dir=data_dir)

@@ -7,11 +7,18 @@ rows on which a search chooses its ticket apart from those that train it and tho
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tombola.errors import DataError
 
-Role = Literal["train", "report", "challenge"]
+# selection: rows for choosing a mask, where a task has such; else they are held out of train
+Role = Literal["train", "selection", "report", "challenge"]
+
+Answer = int | float  # int: a class, as an index into Task.labels; float: the value of a regression
+
+# Which metrics there are, and for what kind of answer; `tombola.evaluate` computes them.
+CLASS_METRICS = ("accuracy", "f1", "matthews")
+REGRESSION_METRICS = ("pearson", "spearman")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,7 @@ class Rows:
 
     ids: tuple[str, ...]  # "{split}:{idx}", unique and stable
     texts: tuple[tuple[str, ...], ...]  # one or two texts a row
-    labels: tuple[int, ...]  # index into Task.labels
+    labels: tuple[Answer, ...]
     groups: tuple[str, ...] | None = None  # the subgroup of each row, for splits that have any
 
     def __post_init__(self) -> None:
@@ -64,17 +71,38 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rows that were read when the task was named: a user's files, or a Hub data set that tombola does not know.
+
+    `description` is what a cell and a ticket say of it, as JSON: columns, class names, metric, and of a Hub data set
+    repository, configuration and commit. Paths are no part of it: files are known by what is in them.
+    """
+
+    rows: Mapping[str, Rows]  # split -> its rows
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What is asked, of which texts, and how answers are scored; the rows themselves come from `load_rows`."""
 
     name: str  # also the folder of the task under --data
     text: tuple[str, ...]  # columns the model reads, in this order
-    labels: tuple[str, ...]  # class names in the order of their ids
+    labels: tuple[str, ...]  # class names in the order of their ids; a single name is that of a value: a regression
     metric: str  # both the reported one and the one that stops a search
     splits: Mapping[Role, str]  # role -> name of the split that plays it
-    source: Hub | Grammar
+    source: Hub | Grammar | Loaded
     extra_metrics: tuple[str, ...] = ()  # reported beside `metric`
     options: Mapping[str, int | float] = field(default_factory=dict)  # resolved; generated tasks only
+    official: Mapping[str, int] = field(default_factory=dict)  # official splits with public labels -> their rows
+    doubts: tuple[str, ...] = ()  # what every result on this task has to be read with
+    label_column: str = "label"
+    id_column: str | None = "idx"  # None: rows are named by their number
+
+    @property
+    def regression(self) -> bool:
+        """Whether the answer is a number instead of a class."""
+        return len(self.labels) == 1
 
 
 def shared_texts(rows: Rows, other: Rows) -> tuple[str, ...]:
@@ -84,38 +112,50 @@ def shared_texts(rows: Rows, other: Rows) -> tuple[str, ...]:
 
 
 def split_selection(
-    train: Rows, report_rows: int, *, seed: int, max_train: int | None = None, max_selection: int | None = None
+    train: Rows,
+    report_rows: int,
+    *,
+    seed: int,
+    max_train: int | None = None,
+    max_selection: int | None = None,
+    own: Rows | None = None,
 ) -> tuple[Rows, Rows]:
-    """(train, selection): disjoint parts of `train`, both in file order; the second is for choosing a ticket.
+    """(train, selection): rows to train on and other rows for choosing a ticket, each in file order.
 
-    The selection has as many rows as the report split, but at most 15 % of `train` and at most `max_selection`,
-    drawn uniformly (not stratified) by `seed`. Rows of `train` with the same texts as a selection row are dropped:
-    `len(shared_texts(train, selection)) - len(selection)` says how many. What is left is cut to `max_train` rows,
-    drawn by the same seed; a smaller cap gives a subset of what a larger one gives.
+    The selection is held out of `train`: as many rows as the report split, but at most 15 % of `train` and at most
+    `max_selection`, drawn uniformly (not stratified) by `seed`. With `own` it is drawn from those rows instead: all of
+    them, or `max_selection`. Rows of `train` with the same texts as a selection row are dropped:
+    `len(shared_texts(train, selection))`, less the selection where that was held out, says how many. What is left is cut
+    to `max_train` rows, drawn by the same seed; a smaller cap gives a subset of what a larger one gives.
 
-    Raises: DataError if a cap or a part is empty, or a part holds a single class.
+    Raises: DataError if a cap or a part is empty, or a part holds a single class (of a regression: a single value).
     """
     caps = {"report_rows": report_rows, "max_train": max_train, "max_selection": max_selection}
     if bad := {name: cap for name, cap in caps.items() if cap is not None and cap < 1}:
         raise DataError("a number of rows is not positive", got=bad, expected="1 or more, or None for no cap")
-    size = min(report_rows, 15 * len(train) // 100, len(train) if max_selection is None else max_selection)
-    if size == 0:
-        raise DataError(
-            "too few train rows to hold any out for selection",
-            got=f"{len(train)} rows, of which 15 % is less than one",
-            expected="7 rows or more",
-        )
     # One permutation decides all: selection from its head, train from its tail, so that neither cap moves the other.
     order = random.Random(seed).sample(range(len(train)), len(train))
-    selection = train.take(sorted(order[:size]))
+    if own is None:
+        size = min(report_rows, 15 * len(train) // 100, len(train) if max_selection is None else max_selection)
+        if size == 0:
+            raise DataError(
+                "too few train rows to hold any out for selection",
+                got=f"{len(train)} rows, of which 15 % is less than one",
+                expected="7 rows or more",
+            )
+        selection, order = train.take(sorted(order[:size])), order[size:]
+    else:
+        drawn = random.Random(seed).sample(range(len(own)), len(own))
+        selection = own.take(sorted(drawn[:max_selection]))
     held_out = set(selection.texts)
-    rest = [i for i in reversed(order[size:]) if train.texts[i] not in held_out]
+    rest = [i for i in reversed(order) if train.texts[i] not in held_out]
     parts = {"train": train.take(sorted(rest[:max_train])), "selection": selection}
     if single := {name: len(part) for name, part in parts.items() if len(set(part.labels)) < 2}:
+        different = "different values" if all(isinstance(label, float) for label in train.labels) else "classes"
         raise DataError(
-            f"{' and '.join(single)} would hold fewer than two classes",
+            f"{' and '.join(single)} would hold fewer than two {different}",
             got=", ".join(f"{rows} {name} rows" for name, rows in single.items()),
-            expected="two classes or more in each part",
+            expected=f"two {different} or more in each part",
             next="raise max_train or max_selection, or take another seed",
         )
     return parts["train"], parts["selection"]

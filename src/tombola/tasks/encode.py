@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tombola.errors import DataError
-from tombola.tasks.base import Rows
+from tombola.tasks.base import Answer, Rows
 
 # Small enough that a batch holds rows of one length (4 to 6 % padding on GLUE's dev sets, 8 to 28 % at 4096), and still
 # as fast a token as larger ones.
@@ -25,7 +25,7 @@ class Encoded:
 
     ids: tuple[str, ...]
     inputs: tuple[Mapping[str, tuple[int, ...]], ...]  # per row: input_ids and, where the model has them, token_type_ids
-    labels: tuple[int, ...]
+    labels: tuple[Answer, ...]
     truncated: int  # rows that were longer than max_length and lost their end
     pad: Mapping[str, int]  # the value each input is padded with
     pad_to: int | None = None  # every row is padded to so many tokens; None = to the longest of its batch
@@ -64,7 +64,10 @@ def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed
 
 
 def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
-    """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch]."""
+    """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch].
+
+    Labels are int64 for classes and float32 for a regression, which is how a model and `tombola.scores` tell the two apart.
+    """
     longest = encoded.pad_to or max(len(encoded.inputs[i]["input_ids"]) for i in rows)
     batch = {
         name: torch.tensor([encoded.inputs[i][name] + (pad,) * (longest - len(encoded.inputs[i][name])) for i in rows])
