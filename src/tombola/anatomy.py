@@ -471,7 +471,7 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
             for row in rows:
                 noise = 10 + 40 * torch.rand(output.shape[1], generator=generator)
                 noise[1::2] *= -1
-                changed[row, :, experiments[row][1] * width] += noise.to(output)
+                changed[row, :, experiments[row][1] * width % output.shape[-1]] += noise.to(output)  # an MLP may be that narrow
             if role == "q":
                 changed[-2, 0] += 5
             if role == "v":
@@ -520,8 +520,9 @@ def prove(model: nn.Module, anatomy: Anatomy) -> None:
             moved = _moved(args[0])
             for row in [row for row, (kind, _) in enumerate(experiments) if kind == "q"]:
                 expected = torch.zeros_like(moved[row])
-                expected[experiments[row][1]] = True
-                _expect(layer, "mlp in", experiments[row][1], moved[row], expected)
+                neuron = experiments[row][1] % layer.mlp.d_ffn
+                expected[neuron] = True
+                _expect(layer, "mlp in", neuron, moved[row], expected)
             return (args[0][:1].expand_as(args[0]), *args[1:])
 
         return hook

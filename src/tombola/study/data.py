@@ -13,7 +13,7 @@ from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab
 from tombola.tasks import Role, Rows, Task, get_task, load_rows, shared_texts, split_selection
 from tombola.tasks.encode import Encoded, encode
-from tombola.ticket import resolve_model
+from tombola.ticket import fingerprint_files, resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +109,28 @@ def tokenizer_of(lab: Lab, cell: Cell) -> Any:
     return lab.cache["tokenizer", folder]
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes the tokenizer, without the cut to a length that the last call left in it: the same cell gives the same bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
 def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:
     """The folder of a base by its settings. Raises: TombolaError when its weights are no longer those of the plan."""
     known = ("base", model["name"], model["revision"])
     if known not in lab.cache:
         lab.cache[known] = resolve_model(model["name"], model["revision"])
     source = lab.cache[known]
-    if source.fingerprint != model["fingerprint"]:
+    found = {"fingerprint": source.fingerprint, "files": fingerprint_files(source.folder)}
+    if differing := [what for what in found if found[what] != model[what]]:
         raise TombolaError(
-            f"the weights of {model['name']} changed since this run was planned",
-            got=source.fingerprint,
-            expected=model["fingerprint"],
+            f"{'the weights' if 'fingerprint' in differing else 'config or tokenizer'} of {model['name']} changed since this "
+            "run was planned",
+            got="; ".join(found[what] for what in differing),
+            expected="; ".join(model[what] for what in differing),
             next="pin the revision it was made with",
         )
     folder: Path = source.folder

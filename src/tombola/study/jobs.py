@@ -18,7 +18,7 @@ from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
-from tombola.ticket import Ticket, fingerprint_folder, resolve_model
+from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,14 +335,14 @@ def dense_of(lab: Lab, name: str, task: str | None = None, changes: Mapping[str,
     # A ticket from elsewhere does not say how its model was trained: then the preset does.
     said = dict(ticket.settings.get("data", {})) | dict(ticket.settings.get("train", {}))
     values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts")} | dict(changes or {})
-    resolved = resolve(values, (ticket.seeds["run"],), method=method_of(ticket), preset=ticket.preset)
+    resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     common = _common(lab, ticket.base.name, task or str(ticket.task), resolved)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
-    settings = common | {"seeds": dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
+    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
     return _cell("fine_tune", settings)
 
 
@@ -386,7 +386,8 @@ def _common(lab: Lab, model: str, task: str, settings: Settings) -> dict[str, An
         "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
     }
     return {
-        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint},
+        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
+        | {"files": fingerprint_files(source.folder)},
         "data": {"task": task} | asdict(settings.data) | rows,
         "machine": machine(),
     }
