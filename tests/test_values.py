@@ -497,7 +497,6 @@ def test_tickets_of_values_of_another_model_are_refused(world: World, run: Run, 
     assert "did you mean 'strict-bad'?" in refused(run, "controls", ticket, "--kinds", "strictbad", *common)
 
 
-@pytest.mark.xfail(strict=True, reason="jobs.compare asks for the kappa of all values, though only some are common")
 def test_tickets_of_different_scopes_are_compared_in_what_they_share(world: World, run: Run) -> None:
     """One has biases, the other the pooler: their overlap is that of the matrices both have."""
     a, b = (world.ticket(cell).mask for cell in (world.m.search, world.one_shot.search))

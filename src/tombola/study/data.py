@@ -95,9 +95,25 @@ def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
     known = ("encoded", cell.settings["model"]["fingerprint"], role, fingerprint(cell.settings["data"]))
     if known not in lab.cache:
         data = cell.settings["data"]
+        _check_length(lab, cell)
         lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"])
     encoded: Encoded = lab.cache[known]
     return encoded
+
+
+def _check_length(lab: Lab, cell: Cell) -> None:
+    """Raises: DataError when rows are to be padded beyond what the model has positions for."""
+    from transformers import AutoConfig
+
+    data = cell.settings["data"]
+    positions = getattr(AutoConfig.from_pretrained(base_folder(lab, cell.settings["model"])), "max_position_embeddings", None)
+    if data["padding"] == "max_length" and isinstance(positions, int) and data["max_length"] > positions:
+        raise DataError(
+            "rows are to be padded to more tokens than the model has positions for",
+            got=f"max_length {data['max_length']}, {positions} positions",
+            expected=f"max_length up to {positions}",
+            next=f"--set max_length={positions}, or --set padding=bucketed",
+        )
 
 
 def tokenizer_of(lab: Lab, cell: Cell) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
@@ -281,7 +282,13 @@ def compare(lab: Lab, tickets: Sequence[str]) -> dict[str, Any]:
                 pairs.append({"a": tickets[i], "b": tickets[j], "part": part} | asdict(one))
     kappa = {}
     for part in dict.fromkeys(one["part"] for one in pairs):
-        estimate = stats.fleiss_kappa([t.mask.flat(part) for t in read])
+        masks = [t.mask for t in read]
+        if part == "values":  # of the parameters that all of them mask
+            common = [name for name in masks[0].values if all(name in mask.values for mask in masks)]
+            masks = [Mask(values={name: mask.values[name] for name in common}) for mask in masks]
+        if any(part not in mask.counts_by_type() for mask in masks):  # what two share, a third does not have
+            continue
+        estimate = stats.fleiss_kappa([mask.flat(part) for mask in masks])
         kappa[part] = {"value": estimate.value, "note": estimate.note}
     return {"tickets": rows, "pairs": pairs, "fleiss_kappa": kappa}
 
