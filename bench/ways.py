@@ -61,6 +61,12 @@ def collate_to(encoded: Encoded, rows: Sequence[int], width: int) -> Batch:
     return {name: x if x.ndim == 1 else pad(x, missing, value=encoded.pad.get(name, 0)) for name, x in batch.items()}
 
 
+def published_batches(rows: Encoded) -> list[tuple[list[int], Batch]]:
+    """The full batches of "published", with their row numbers: padded before the clock starts, as the released code does."""
+    order = in_order(len(rows))
+    return [(numbers, collate_to(rows, numbers, WIDTH)) for numbers in order if len(numbers) == len(order[0])]
+
+
 # ----------------------------------------------------------------------------------------------------------- importance
 
 

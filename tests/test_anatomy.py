@@ -1,5 +1,6 @@
 """The reading of a model equals the known truth of its family, a wrong reading is refused, and reading leaves no trace."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from tombola.anatomy import MLP, Anatomy, Attention, Layer, Layout, Projection, 
 from tombola.errors import AnatomyError, MaskError
 from tombola.gates import Gates, hold
 from tombola.mask import Mask
+from tombola.scope import scope_parameters
 
 # What a reader of the families' source code knows: where the parts are, with the number of the layer as {}.
 BERT = {
@@ -465,3 +467,279 @@ def test_a_model_under_gates_and_a_held_one_are_read_like_any_other(family: str)
         assert read_anatomy(model) == known
     hold(model, known, none_left)
     assert read_anatomy(model) == known
+
+
+# -------------------------------------------------------------------------------------------------------- single values
+
+IDS = torch.tensor([[2, 17, 33, 9, 41], [2, 50, 8, 3, 3], [2, 11, 12, 13, 14]])
+REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+STRUCTURED = {
+    "some of both": ("1011 0100", "10"),
+    "a layer without heads": ("0000 1111", "11"),
+    "no mlps": ("1111 1111", "00"),
+    "one head": ("1101 1111", "11"),
+    "nothing left": ("0000 0000", "00"),
+}
+
+
+def bits(rows: str) -> torch.Tensor:
+    """`bits("110 001")` is a boolean tensor of two rows."""
+    return torch.tensor([[char == "1" for char in row] for row in rows.split()])
+
+
+def structured(name: str) -> Mask:
+    heads, mlps = STRUCTURED[name]
+    return Mask(heads=bits(heads), mlps=bits(mlps)[0])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=IDS, attention_mask=REAL).logits
+    return out
+
+
+def llama(kv_heads: int = 2) -> Any:
+    """Four heads of six channels that share kv-heads, and a gated MLP, without biases."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv_heads,
+        intermediate_size=40, pad_token_id=1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.LlamaForSequenceClassification(config).eval()
+
+
+def zeroed(model: nn.Module, values: dict[str, torch.Tensor]) -> Any:
+    """A copy with exactly these values set to zero."""
+    cut = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, kept in values.items():
+            cut.get_parameter(name)[~kept] = 0.0
+    return cut
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_zeroing_the_values_of_heads_and_mlps_is_closing_their_gates(family: str, name: str) -> None:
+    model = tiny_model(family).double()
+    anatomy = read_anatomy(model)
+    mask = structured(name)
+    with Gates(model, anatomy, mask):
+        gated = logits(model)
+    assert (logits(zeroed(model, anatomy.as_values(mask))) - gated).abs().max() < 1e-12
+    assert (logits(model) - gated).abs().max() > 1e-4, "the mask must matter, or this test shows nothing"
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_zeroing_values_is_closing_gates_where_heads_share_keys_and_values_too(kv_heads: int, name: str) -> None:
+    model = llama(kv_heads).double()
+    anatomy, mask = read_anatomy(model), structured(name)
+    with Gates(model, anatomy, mask):
+        gated = logits(model)
+    assert (logits(zeroed(model, anatomy.as_values(mask))) - gated).abs().max() < 1e-12
+
+
+def test_values_of_removed_parts_are_those_one_lists_by_hand() -> None:
+    """Head 1 of layer 0 owns channels 6 to 11; of the MLP of layer 1 everything goes; nothing else is named."""
+    model = tiny_model("bert")
+    anatomy = read_anatomy(model)
+    values = anatomy.as_values(Mask(heads=bits("1011 1111"), mlps=bits("10")[0]))
+    attention, mlp = "bert.encoder.layer.0.attention", "bert.encoder.layer.1"
+    qkv = [f"{attention}.self.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")]
+    of_mlp = [f"{mlp}.{part}.dense.{kind}" for part in ("intermediate", "output") for kind in ("weight", "bias")]
+    assert values.keys() == {*qkv, f"{attention}.output.dense.weight", *of_mlp}
+    for name in qkv:
+        assert not values[name][6:12].any() and values[name][:6].all() and values[name][12:].all()
+    columns = values[f"{attention}.output.dense.weight"]
+    assert not columns[:, 6:12].any() and columns[:, :6].all() and columns[:, 12:].all()
+    assert not any(values[name].any() for name in of_mlp)
+    assert all(part.shape == model.get_parameter(name).shape and part.dtype == torch.bool for name, part in values.items())
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_as_many_values_go_as_the_size_of_the_mask_says(family: str, name: str) -> None:
+    anatomy, mask = read_anatomy(tiny_model(family)), structured(name)
+    size, values = anatomy.size(mask), anatomy.as_values(mask)
+    assert sum(int((~part).sum()) for part in values.values()) == size.maskable_values - size.kept_values
+    assert all(not part.all() for part in values.values()), "what loses nothing is left out"
+    assert anatomy.as_values(Mask(values=values)) == {} == anatomy.as_values(anatomy.full_mask()) == anatomy.as_values(Mask())
+
+
+def test_a_kv_head_goes_when_no_head_reads_it_any_more() -> None:
+    anatomy = read_anatomy(llama())
+    values = anatomy.as_values(Mask(heads=bits("0111 0010")))
+    # layer 0 loses one head of a pair: q and o only; layer 1 loses the first pair whole, and one of the second
+    first, second = "model.layers.0.self_attn", "model.layers.1.self_attn"
+    assert {name for name in values if name.startswith(first)} == {f"{first}.q_proj.weight", f"{first}.o_proj.weight"}
+    for part in ("k_proj", "v_proj"):
+        assert not values[f"{second}.{part}.weight"][:6].any() and values[f"{second}.{part}.weight"][6:].all()
+    assert values[f"{second}.q_proj.weight"].any(1).tolist() == [False] * 12 + [True] * 6 + [False] * 6
+
+
+def by_counting(model: nn.Module, anatomy: Anatomy, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Surviving shares, value by value: each is looked up and given to its head or MLP. Heads and MLPs of the mask as well."""
+    heads, mlps = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for i, layer in enumerate(anatomy.layers):
+        tally: dict[object, list[int]] = {}
+
+        def count(owner: object, name: str, index: tuple[int, ...], tally: dict[object, list[int]] = tally) -> None:
+            kept_and_all = tally.setdefault(owner, [0, 0])
+            kept_and_all[0] += bool(mask.values[name][index])
+            kept_and_all[1] += 1
+
+        a, per_kv = layer.attention, layer.attention.n_heads // layer.attention.n_kv_heads
+        for role, projection in (("q", a.q), ("k", a.k), ("v", a.v), ("o", a.o)):
+            for kind in ("weight", "bias"):
+                name = f"{projection.path}.{kind}"
+                if name not in mask.values or (role, kind) == ("o", "bias"):  # the bias of o is no head's
+                    continue
+                for index in torch.cartesian_prod(*map(torch.arange, mask.values[name].shape)).reshape(
+                    -1, mask.values[name].ndim
+                ):
+                    channel = int(index[1] if role == "o" else index[0])
+                    readers = [channel // 6] if role in "qo" else [channel // 6 * per_kv + j for j in range(per_kv)]
+                    for head in readers:
+                        count(head, name, tuple(index.tolist()))
+        for projection in layer.mlp.projections:
+            for kind in ("weight", "bias"):
+                name = f"{projection.path}.{kind}"
+                if name in mask.values:
+                    kept = mask.values[name].flatten().tolist()
+                    total = tally.setdefault("mlp", [0, 0])
+                    tally["mlp"] = [total[0] + sum(kept), total[1] + len(kept)]
+        for head in range(4):
+            of = tally.get(head)
+            heads[i, head] = (of[0] / of[1] if of else 1.0) * (mask.heads is None or bool(mask.heads[i, head]))
+        of = tally.get("mlp")
+        mlps[i] = (of[0] / of[1] if of else 1.0) * (mask.mlps is None or bool(mask.mlps[i]))
+    return heads, mlps
+
+
+def random_values(model: nn.Module, names: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Masks of very different density for each parameter and row, so that no two parts survive alike."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name in names:
+        parameter = model.get_parameter(name)
+        density = torch.rand(parameter.shape[:1] + (1,) * (parameter.ndim - 1), generator=generator)
+        density = density * torch.rand(parameter.shape[-1:], generator=generator)
+        found[name] = torch.rand(parameter.shape, generator=generator) < density
+    return found
+
+
+@pytest.mark.parametrize("named", ["body", "prasanna2020", "body:weights", "keys", "out", "everything"])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "llama"])
+def test_survival_is_what_one_counts_value_by_value(kind: str, named: str) -> None:
+    model = llama() if kind == "llama" else tiny_model(kind)
+    anatomy = read_anatomy(model)
+    ends = {"keys": (".key.weight", ".key.bias", ".k_lin.weight", ".k_proj.weight"), "out": ("out_lin.weight", "o_proj.weight"),
+            "everything": ("",)}  # fmt: skip
+    if named in ends:
+        names = [name for name, _ in model.named_parameters() if name.endswith(ends[named])]
+    else:
+        names = list(scope_parameters(model, anatomy, named))
+    mask = Mask(values=random_values(model, names))
+    expected_heads, expected_mlps = by_counting(model, anatomy, mask)
+    heads, mlps = anatomy.survival(mask)
+    assert torch.allclose(heads, expected_heads, rtol=0, atol=1e-12) and torch.allclose(mlps, expected_mlps, rtol=0, atol=1e-12)
+    assert heads.dtype == mlps.dtype == torch.float64
+    if named == "body":
+        assert len(set(heads.flatten().tolist() + mlps.tolist())) > 8, "they differ, so that none can stand for another"
+
+
+def test_survival_of_whole_parts_is_one_or_zero(family: str) -> None:
+    anatomy = read_anatomy(tiny_model(family))
+    for name in STRUCTURED:
+        mask = structured(name)
+        heads, mlps = anatomy.survival(mask)
+        assert torch.equal(heads, mask.parts()["heads"].double()) and torch.equal(mlps, mask.parts()["mlps"].double())
+    heads, mlps = anatomy.survival(Mask())
+    assert bool((heads == 1).all()) and bool((mlps == 1).all())
+    heads, mlps = anatomy.survival(Mask(mlps=bits("01")[0]))
+    assert bool((heads == 1).all()) and mlps.tolist() == [0, 1]
+
+
+def test_survival_of_heads_in_single_values_is_that_of_the_heads(family: str) -> None:
+    anatomy = read_anatomy(tiny_model(family))
+    for name in STRUCTURED:
+        values = Mask(values=anatomy.as_values(structured(name)))
+        for a, b in zip(anatomy.survival(values), anatomy.survival(structured(name)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_survival_of_a_mixed_mask_is_the_product(family: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    values = random_values(model, list(scope_parameters(model, anatomy, "body")))
+    mask = Mask(values=values) & structured("some of both")
+    for found, expected in zip(anatomy.survival(mask), by_counting(model, anatomy, mask), strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_parameter_that_is_not_named_survives_and_the_bias_of_o_is_no_head_s() -> None:
+    anatomy = read_anatomy(tiny_model("bert"))
+    at = "bert.encoder.layer.1"
+    none = {
+        name: torch.zeros(anatomy.shapes[name], dtype=torch.bool)
+        for name in (f"{at}.attention.output.dense.bias", "classifier.bias")
+    }
+    heads, mlps = anatomy.survival(Mask(values=none))
+    assert bool((heads == 1).all()) and bool((mlps == 1).all())
+    half = torch.arange(40) < 10  # of the one parameter of this MLP that is named
+    heads, mlps = anatomy.survival(Mask(values={f"{at}.intermediate.dense.bias": half}))
+    assert mlps.tolist() == [1.0, 0.25] and bool((heads == 1).all())
+
+
+def test_the_size_of_single_values_is_of_the_parameters_that_are_named(family: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    names = list(scope_parameters(model, anatomy, "body+head"))[3:9]
+    values = random_values(model, names)
+    kept, maskable = sum(int(v.sum()) for v in values.values()), sum(model.get_parameter(name).numel() for name in names)
+    total = sum(p.numel() for p in model.parameters())
+    size = anatomy.size(Mask(values=values))
+    assert (size.kept_values, size.maskable_values, size.total_parameters) == (kept, maskable, total)
+    assert size.sparsity == pytest.approx((maskable - kept) / maskable, abs=1e-12) and size.body_share == kept / maskable
+    assert size.total_share == pytest.approx((total - maskable + kept) / total, abs=1e-12)
+    assert size == size_of(anatomy.summary(), Mask(values=values)), "a ticket knows its size without its model"
+
+
+def test_a_mask_of_both_has_no_one_size(family: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    values = random_values(model, ["classifier.weight" if family in ("bert", "distilbert") else "classifier.dense.weight"])
+    for mask in (Mask(values=values, mlps=bits("10")[0]), Mask(values=values, heads=bits("1111 1111"))):
+        with pytest.raises(MaskError, match="has no one size") as caught:
+            anatomy.size(mask)
+        assert "Anatomy.as_values" in str(caught.value)
+        with pytest.raises(MaskError, match="has no one size"):
+            size_of(anatomy.summary(), mask)
+
+
+def test_values_of_unknown_parameters_and_of_wrong_shapes_are_all_named(family: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    (name, *others) = [name for name, p in model.named_parameters() if p.shape == (24, 24)]
+    wrong = {name: torch.ones(24, 23, dtype=torch.bool), "zz.weight": torch.ones(3, dtype=torch.bool)}
+    right = {others[0]: torch.ones(24, 24, dtype=torch.bool)}
+    calls = (anatomy.check, anatomy.size, anatomy.survival)
+    for call in calls:
+        with pytest.raises(MaskError, match=f"does not fit this {family}") as caught:
+            call(Mask(values=wrong | right))
+        assert caught.value.got == f"{name} (24, 23); zz.weight (3,)"
+        assert caught.value.expected == f"{name} (24, 24); zz.weight is no part of this model"
+    anatomy.check(Mask(values=right))
+    many = {f"w{i:02}": torch.ones(1, dtype=torch.bool) for i in range(9)}
+    with pytest.raises(MaskError) as caught:
+        anatomy.check(Mask(values=many))
+    assert str(caught.value.got).endswith("w05 (1,) and 3 more"), "a model has hundreds of parameters; a few names are enough"
+
+
+def test_the_mask_of_another_family_does_not_fit() -> None:
+    """Same widths, other names: what a ticket of values can be mistaken for."""
+    bert, distil = tiny_model("bert"), tiny_model("distilbert")
+    values = random_values(bert, list(scope_parameters(bert, read_anatomy(bert), "chen2020")))
+    with pytest.raises(MaskError, match="does not fit this distilbert") as caught:
+        read_anatomy(distil).check(Mask(values=values))
+    assert "and 7 more" in str(caught.value.got), "13 matrices, of which six are named"

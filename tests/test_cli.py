@@ -127,7 +127,14 @@ def test_inspect_json_has_the_true_numbers_of_the_demo_model(run: Run, demo_fold
     assert code == 0
     assert (said["layers"], said["heads"], said["kv_heads"], said["d_head"], said["d_ffn"]) == (6, 12, 12, 32, 1536)
     # worked by hand: a head is 3·(384·32 + 32) + 32·384, an MLP 384·1536 + 1536 + 1536·384 + 384
-    assert said["maskable_values"] == {"heads": 72 * 49248, "mlps": 6 * 1181568, "heads+mlps": 72 * 49248 + 6 * 1181568}
+    whole = {"heads": 72 * 49248, "mlps": 6 * 1181568, "heads+mlps": 72 * 49248 + 6 * 1181568}
+    # single values of the body: four projections 384·384 + 384, and the MLP, in each of 6 layers
+    body = 6 * (4 * (384 * 384 + 384) + 1181568)
+    scopes = said["maskable_values"]
+    assert {name: scopes[name] for name in whole} == whole
+    assert (scopes["body"], scopes["prasanna2020"]) == (body, body - 6 * 384)
+    assert scopes["body:weights"] + scopes["body:biases"] == body
+    assert scopes["chen2020"] == scopes["body:weights"] + 384 * 384
     code, out, _ = run("inspect", "demo")
     assert code == 0 and "3,545,856" in out
 

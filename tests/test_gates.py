@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from conftest import tiny_model
 from tombola.anatomy import Anatomy, Layout, read_anatomy
 from tombola.errors import AnatomyError, FingerprintError, MaskError, TicketError, TombolaError
-from tombola.gates import Gates, ablate, first_tensor, hold, load, prove_acts
+from tombola.gates import Gates, ablate, first_tensor, hold, load, masked, prove_acts
+from tombola.lesion import LESIONS
 from tombola.mask import Mask
-from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights
+from tombola.scope import scope_parameters
+from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, resolve_model
 
 LAYERS, HEADS, D = 2, 4, 6
 IDS = torch.tensor([[2, 17, 33, 9, 41], [2, 50, 8, 3, 3], [2, 11, 12, 13, 14]])
@@ -713,3 +715,356 @@ def test_weights_of_another_architecture_are_refused_naming_what_differs(places:
     assert caught.value.expected == {"model_type": "bert", "d_ffn": 48, "values_per_mlp": [33 * 48 + 49 * 32] * 2}
     with pytest.raises(TombolaError, match="unknown model"):
         load(places["ticket"], "neither/here")
+
+
+# -------------------------------------------------------------------------------------------------------- single values
+
+
+def half_of(model: nn.Module, names: list[str], seed: int = 0) -> dict[str, Tensor]:
+    """About half of the values of each of these parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(model.get_parameter(name).shape, generator=generator) < 0.5 for name in names}
+
+
+def in_scope(model: Any, anatomy: Anatomy, scope: str, seed: int = 0) -> Mask:
+    return Mask(values=half_of(model, list(scope_parameters(model, anatomy, scope)), seed))
+
+
+def with_zeros(model: Any, mask: Mask) -> Any:
+    """A copy whose removed single values are zero, set one parameter at a time."""
+    cut = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, kept in mask.values.items():
+            cut.get_parameter(name).masked_fill_(~kept, 0.0)
+    return cut
+
+
+def state(model: nn.Module) -> dict[str, bytes]:
+    return {name: value.detach().contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def test_gates_refuse_single_values_and_leave_no_hooks() -> None:
+    model = tiny_model("bert")
+    anatomy = read_anatomy(model)
+    values = in_scope(model, anatomy, "body")
+    for mask in (values, values & HOLED):
+        with pytest.raises(MaskError, match="single values have none") as caught:
+            Gates(model, anatomy, mask)
+        assert "tombola.masked" in str(caught.value)
+        assert hooks_of(model) == 0
+    with Gates(model, anatomy, HOLED) as gates:
+        with pytest.raises(MaskError, match="single values have none"):
+            gates.set(values)
+        assert gates.mask == HOLED
+
+
+@pytest.mark.parametrize("scope", ["prasanna2020", "body+embeddings+head"])
+def test_a_masked_model_is_the_copy_with_zeros_under_gates(family: str, scope: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    values, before, dense = in_scope(model, anatomy, scope), state(model), logits(model)
+    cut = with_zeros(model, values)
+    expected, gated = logits(cut), HOLED & values
+    assert (expected - dense).abs().max() > 1e-3, "the mask must matter, or this test shows nothing"
+    with masked(model, anatomy, values):
+        assert torch.equal(logits(model), expected)
+    with masked(model, anatomy, gated), Gates(cut, anatomy, HOLED):
+        assert torch.equal(logits(model), logits(cut))
+        assert hooks_of(model) == hooks_of(cut)
+    assert state(model) == before and torch.equal(logits(model), dense) and hooks_of(model) == 0
+
+
+def test_a_masked_model_of_heads_and_values_is_the_model_by_definition(doubles: dict[str, tuple[Any, Anatomy]]) -> None:
+    for model, anatomy in doubles.values():
+        values = in_scope(model, anatomy, "prasanna2020")
+        with masked(model, anatomy, HOLED & values):
+            assert (logits(model) - by_definition(with_zeros(model, values), HOLED)).abs().max() < 1e-9
+        with masked(model, anatomy, HOLED):  # without single values it is gates alone
+            assert (logits(model) - by_definition(model, HOLED)).abs().max() < 1e-9
+
+
+def test_masked_gives_the_weights_back_after_an_error_too() -> None:
+    model = tiny_model("bert")
+    anatomy = read_anatomy(model)
+    with torch.no_grad():  # what a multiplication by zero would not bring back
+        model.get_parameter("classifier.weight")[0, :3] = torch.tensor([-0.0, float("inf"), 1e-45])
+    before, mask = state(model), HOLED & in_scope(model, anatomy, "*")
+    with pytest.raises(ZeroDivisionError), masked(model, anatomy, mask):
+        assert state(model) != before
+        raise ZeroDivisionError
+    assert state(model) == before and hooks_of(model) == 0
+    wrong = Mask(values={"classifier.weight": torch.ones(2, 23, dtype=torch.bool)})
+    with pytest.raises(MaskError, match="does not fit this bert"), masked(model, anatomy, wrong):
+        raise AssertionError("unreachable")
+    assert state(model) == before and hooks_of(model) == 0
+
+
+def test_masked_works_within_itself_and_undoes_what_happened_inside() -> None:
+    model = tiny_model("bert")
+    anatomy = read_anatomy(model)
+    a, b, before = in_scope(model, anatomy, "body", 1), in_scope(model, anatomy, "body", 2), state(model)
+    with masked(model, anatomy, a):
+        inside = state(model)
+        with masked(model, anatomy, b):
+            both = with_zeros(tiny_model("bert"), a & b).state_dict()
+            assert all(torch.equal(value, both[name]) for name, value in model.state_dict().items())
+            with torch.no_grad():
+                model.get_parameter(next(iter(b.values))).add_(1.0)
+        assert state(model) == inside
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("scope", ["body", "prasanna2020", "body:weights", "embeddings", "head", "*.0.*", "*out*:biases"])
+def test_masks_of_single_values_are_proved_to_act(family: str, scope: str) -> None:
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    scope = "body:biases" if scope == "*out*:biases" and family != "bert" else scope
+    prove_acts(model, anatomy, in_scope(model, anatomy, scope))
+    prove_acts(model, anatomy, in_scope(model, anatomy, scope) & HOLED)
+    everything = {name: torch.zeros_like(part) for name, part in in_scope(model, anatomy, scope).values.items()}
+    prove_acts(model, anatomy, Mask(values=everything))
+
+
+def test_one_value_of_the_last_layer_is_enough_to_be_proved() -> None:
+    """The demo model says little with an untrained head: removing one of its values moves it by less than rounding does."""
+    model = load_weights(resolve_model("demo").folder, LABELS, head_seed=0)
+    anatomy = read_anatomy(model)
+    for projection in (anatomy.layers[-1].attention.q, anatomy.layers[-1].mlp.out):
+        kept = torch.ones(anatomy.shapes[f"{projection.path}.weight"], dtype=torch.bool)
+        kept[0, 0] = False
+        prove_acts(model, anatomy, Mask(values={f"{projection.path}.weight": kept}))
+
+
+def key_biases(anatomy: Anatomy) -> Mask:
+    names = [f"{layer.attention.k.path}.bias" for layer in anatomy.layers]
+    return Mask(values={name: torch.zeros(anatomy.shapes[name], dtype=torch.bool) for name in names})
+
+
+def test_key_biases_alone_move_no_softmax_and_are_refused(family: str) -> None:
+    for seed in range(3):
+        model = tiny_model(family, seed=seed)
+        anatomy, before = read_anatomy(model), state(model)
+        with pytest.raises(MaskError, match="the mask did not act") as caught:
+            prove_acts(model, anatomy, key_biases(anatomy))
+        assert caught.value.got == "what it removes does not move the output" and "key biases" in str(caught.value)
+        assert state(model) == before
+        query = f"{anatomy.layers[0].attention.q.path}.bias"
+        prove_acts(model, anatomy, key_biases(anatomy) & Mask(values={query: torch.zeros(24, dtype=torch.bool)}))
+
+
+def test_rounding_in_a_deep_and_wide_model_is_not_taken_for_an_effect() -> None:
+    """Twelve layers of 384: removing all key biases moves the logits of a float32 model, but by rounding alone."""
+    model = tiny_model("bert", layers=12, heads=12, width=384, d_ffn=64)
+    anatomy = read_anatomy(model)
+    with masked(model, anatomy, key_biases(anatomy)):
+        without = logits(model)
+    assert 0 < (without - logits(model)).abs().max() < 1e-3
+    with pytest.raises(MaskError, match="the mask did not act"):
+        prove_acts(model, anatomy, key_biases(anatomy))
+
+
+def test_a_parameter_that_the_model_never_reads_is_refused_by_name() -> None:
+    import transformers
+
+    model = tiny_model("bert")
+    model.extra = nn.Linear(3, 3)
+    anatomy = read_anatomy(model)
+    unread = Mask(values={"extra.weight": torch.eye(3) > 0})
+    for mask in (unread, unread & in_scope(model, anatomy, "body")):
+        with pytest.raises(MaskError, match="the mask did not act") as caught:
+            prove_acts(model, anatomy, mask)
+        assert caught.value.got == "the model never reads extra.weight"
+    prove_acts(model, anatomy, Mask(values={"extra.weight": torch.ones(3, 3, dtype=torch.bool)}))  # loses nothing
+
+    class FirstToken(transformers.BertPreTrainedModel):  # type: ignore[misc]
+        """A head that reads the first token itself, and the base has its pooler all the same."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.bert, self.classifier = transformers.BertModel(config), nn.Linear(config.hidden_size, 2)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return transformers.modeling_outputs.SequenceClassifierOutput(logits=self.classifier(hidden[:, 0]))
+
+    model = FirstToken(tiny_model("bert").config).eval()
+    anatomy = read_anatomy(model)
+    prove_acts(model, anatomy, in_scope(model, anatomy, "body:weights"))
+    with pytest.raises(MaskError, match="the mask did not act") as caught:
+        prove_acts(model, anatomy, in_scope(model, anatomy, "chen2020"))
+    assert caught.value.got == "the model never reads bert.pooler.dense.weight"
+
+
+def test_the_proof_of_values_leaves_weights_gradients_modes_and_random_state_as_they_were(family: str) -> None:
+    model = tiny_model(family).train()
+    next(m for m in model.modules() if isinstance(m, nn.Embedding)).eval()
+    anatomy = read_anatomy(model)
+    mask = in_scope(model, anatomy, "body+embeddings")
+    frozen = list(mask.values)[::3]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    (kept_gradient, *_) = (p for p in model.parameters() if p.requires_grad)
+    kept_gradient.grad = torch.ones_like(kept_gradient)
+    modes, before = [m.training for m in model.modules()], state(model)
+    torch.manual_seed(7)
+    random_state = torch.get_rng_state()
+    for candidate in (mask, mask & HOLED, key_biases(anatomy)):
+        try:
+            prove_acts(model, anatomy, candidate)
+        except MaskError:
+            assert candidate == key_biases(anatomy)
+        assert state(model) == before
+        assert {n for n, p in model.named_parameters() if not p.requires_grad} == set(frozen)
+        assert [m.training for m in model.modules()] == modes and len(set(modes)) == 2
+        assert torch.equal(torch.get_rng_state(), random_state) and hooks_of(model) == 0
+        assert torch.equal(kept_gradient.grad, torch.ones_like(kept_gradient))
+        assert sum(p.grad is not None for p in model.parameters()) == 1
+
+
+def test_a_proof_that_breaks_off_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert").requires_grad_(False)
+    anatomy = read_anatomy(model)
+    before, calls = state(model), []
+
+    def fail(_: nn.Module, __: tuple[Any, ...]) -> None:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise ZeroDivisionError
+
+    fails_at = 0
+    handle = model.register_forward_pre_hook(fail)
+    for at in (1, 2, 3):
+        fails_at = at
+        calls.clear()
+        with pytest.raises(ZeroDivisionError):
+            prove_acts(model, anatomy, in_scope(model, anatomy, "body"))
+        assert state(model) == before and not any(p.requires_grad for p in model.parameters()) and not model.training
+    handle.remove()
+
+
+def test_values_and_heads_are_held_together_while_the_rest_learns(family: str, tmp_path: Path) -> None:
+    import transformers
+
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    values = in_scope(model, anatomy, "body+embeddings")
+    with masked(model, anatomy, HOLED & values):
+        expected = logits(model)
+    gates = hold(model, anatomy, HOLED & values)
+    assert (logits(model) - expected).abs().max() < 1e-6
+    structured = {id(parameter): where for parameter, where in removed_values(model, anatomy, HOLED)}
+
+    def gone(name: str, parameter: nn.Parameter) -> Tensor:
+        where = structured.get(id(parameter), torch.zeros_like(parameter, dtype=torch.bool))
+        return where | ~values.values[name] if name in values.values else where
+
+    step = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        step.zero_grad()
+        model.train()(input_ids=IDS, attention_mask=REAL, labels=torch.tensor([0, 1, 1])).loss.backward()
+        step.step()
+        assert not any(bool(p[gone(name, p)].any()) for name, p in model.named_parameters())
+    read = [name for name, p in model.named_parameters() if p.grad is not None and "embeddings" not in name]
+    moved = torch.cat([(p != start[n])[~gone(n, p)] for n, p in model.named_parameters() if n in read])
+    assert moved.float().mean() > 0.9
+    model.eval().save_pretrained(tmp_path)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert hooks_of(plain) == 0 and (logits(plain) - logits(model)).abs().max() < 1e-6
+    gates.remove()
+    assert hooks_of(model) == 0
+
+
+# --------------------------------------------------------------------------------------------- tickets of values, lesions
+
+
+@pytest.fixture(scope="module")
+def value_ticket(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ticket of single values for the base and the tuned model of `places`."""
+    model: Any = load_weights(places["tuned"], LABELS, head_seed=0)
+    anatomy = read_anatomy(model)
+    mask = in_scope(model, anatomy, "chen2020")
+    before = Ticket.from_pretrained(places["ticket"])
+    ticket = replace(
+        before,
+        mask=mask,
+        scope="chen2020",
+        sparsity=anatomy.size(mask).sparsity,
+        found_on=replace(before.found_on, path="../tuned"),
+    )
+    return ticket.save_pretrained(places["tuned"].parent / "value-ticket")
+
+
+def test_a_ticket_of_values_loads_and_holds_exactly_its_zeros(value_ticket: Path, places: dict[str, Path]) -> None:
+    mask = Ticket.from_pretrained(value_ticket).mask
+    for weights, folder, head_seed in (("base", "base", 5), ("found_on", "tuned", 0), (places["tuned"], "tuned", 0)):
+        plain: Any = load_weights(places[folder], LABELS, head_seed=head_seed)
+        model: Any = load(value_ticket, weights)
+        assert state(model) == state(with_zeros(plain, mask))
+        assert torch.equal(output(model), output(with_zeros(plain, mask)))
+    step = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        model.train()(input_ids=IDS % 30, attention_mask=REAL, labels=torch.tensor([0, 1, 1])).loss.backward()
+        step.step()
+    for name, kept in mask.values.items():
+        assert not model.get_parameter(name)[~kept].any() and model.get_parameter(name)[kept].all()
+    twin = copy.deepcopy(model.eval())
+    assert torch.equal(output(twin), output(model))
+    model.tombola_gates.remove()
+    assert hooks_of(model) == 0 and hooks_of(twin) > 0
+
+
+def test_a_ticket_of_values_of_another_model_is_refused(value_ticket: Path, tmp_path: Path) -> None:
+    """The same numbers of everything, as a ticket sums a model up, but other parameters."""
+    tiny_model("bert", width=32, d_ffn=48).save_pretrained(tmp_path / "same")
+    ticket = Ticket.from_pretrained(value_ticket)
+    values = dict(ticket.mask.values)
+    renamed = Mask(values={name.replace("query", "kweri"): part for name, part in values.items()})
+    with pytest.raises(MaskError, match="does not fit this bert") as caught:
+        load(replace(ticket, mask=renamed), tmp_path / "same")
+    assert "kweri.weight" in str(caught.value) and "no part of this model" in str(caught.value)
+    tiny_model("bert", width=32, d_ffn=40).save_pretrained(tmp_path / "other")
+    with pytest.raises(MaskError, match="made for another architecture"):
+        load(ticket, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", sorted(LESIONS))
+def test_the_lesion_of_a_control_is_done_before_its_mask_is_put_on(
+    name: str, value_ticket: Path, places: dict[str, Path]
+) -> None:
+    ticket = replace(Ticket.from_pretrained(value_ticket), details={"lesion": {"name": name, "seed": 11}})
+    for weights, folder, head_seed in (("base", "base", 5), ("found_on", "tuned", 0)):
+        plain: Any = load_weights(places[folder], LABELS, head_seed=head_seed)
+        untouched = state(plain)
+        LESIONS[name](plain, read_anatomy(plain), 11)
+        model: Any = load(ticket, weights)
+        assert state(model) == state(with_zeros(plain, ticket.mask)) != untouched
+    other = replace(ticket, details={"lesion": {"name": name, "seed": 12}})
+    if name != "shuffle-layers":  # of two layers there is one order but the old one
+        assert state(load(other)) != state(load(ticket))
+
+
+def test_weights_of_ones_own_are_not_destroyed_by_the_lesion_they_were_trained_from(
+    value_ticket: Path, places: dict[str, Path]
+) -> None:
+    """Retrained weights of a re-initialised control: a second re-initialisation would throw the training away."""
+    plain = Ticket.from_pretrained(value_ticket)
+    control = replace(plain, details={"lesion": {"name": "reinit-body", "seed": 11}})
+    assert state(load(control, places["tuned"])) == state(load(plain, places["tuned"]))
+
+
+def test_an_unknown_lesion_is_refused(value_ticket: Path) -> None:
+    ticket = replace(Ticket.from_pretrained(value_ticket), details={"lesion": {"name": "amputation", "seed": 1}})
+    with pytest.raises(TicketError, match="unknown lesion") as caught:
+        load(ticket)
+    assert caught.value.got == "amputation" and "reinit-body" in str(caught.value.expected)
+
+
+def test_a_control_that_keeps_everything_loads_with_its_lesion(value_ticket: Path, places: dict[str, Path]) -> None:
+    ticket = Ticket.from_pretrained(value_ticket)
+    full = Mask(values={name: torch.ones_like(part) for name, part in ticket.mask.values.items()})
+    control = replace(ticket, mask=full, sparsity=0.0, details={"lesion": {"name": "random-init", "seed": 3}})
+    plain: Any = load_weights(places["base"], LABELS, head_seed=5)
+    LESIONS["random-init"](plain, read_anatomy(plain), 3)
+    assert state(load(control)) == state(plain)

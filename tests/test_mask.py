@@ -260,3 +260,80 @@ def test_a_parameter_may_not_have_the_name_of_a_part() -> None:
     with pytest.raises(MaskError, match="name of a part") as caught:
         Mask(values={"mlps": bits("10"), "w": bits("1")})
     assert caught.value.got == ["mlps"]
+
+
+# ------------------------------------------------------------------------------------------ single values taken together
+
+VALUES = ("encoder.bias", "encoder.weight")
+
+
+def test_values_of_all_parameters_are_counted_together_as_one_type() -> None:
+    mask = Mask(mlps=bits("10"), values={"z": bits("110", "001"), "a": bits("0111")})
+    assert mask.counts_by_type() == {"mlps": (1, 2), "values": (6, 10)}
+    assert list(Mask(heads=bits("10", "01"), values={"a": bits("1")}).counts_by_type()) == ["heads", "values"]
+    assert Mask(mlps=bits("10")).counts_by_type() == {"mlps": (1, 2)} and Mask().counts_by_type() == {}
+
+
+@given(some_masks())
+def test_types_count_what_parts_count(mask: Mask) -> None:
+    by_type, flat = mask.counts_by_type(), mask.counts()
+    for place in (0, 1):
+        assert sum(count[place] for count in by_type.values()) == sum(count[place] for count in flat.values())
+    assert by_type.keys() == {name if name in ("heads", "mlps", "neurons") else "values" for name in flat}
+
+
+def test_entries_of_a_type_lie_in_a_row_in_the_order_of_names_and_of_positions() -> None:
+    mask = Mask(heads=bits("10", "01"), values={"z": bits("110", "001"), "a": bits("0111")})
+    assert mask.flat("values").tolist() == [c == "1" for c in "0111" + "110" + "001"]
+    assert mask.flat("heads").tolist() == [True, False, False, True]
+    assert mask.flat("z").tolist() == [True, True, False, False, False, True]
+
+
+def test_a_part_that_is_not_there_has_no_row() -> None:
+    for part in ("heads", "values", "w"):
+        with pytest.raises(MaskError, match=f"the mask has no {part}"):
+            Mask(mlps=bits("10")).flat(part)
+
+
+@given(some_masks())
+def test_a_row_of_entries_counts_what_its_type_counts(mask: Mask) -> None:
+    for part, (n_kept, n) in mask.counts_by_type().items():
+        assert (int(mask.flat(part).sum()), mask.flat(part).numel()) == (n_kept, n)
+
+
+@given(masks(VALUES), masks(VALUES))
+def test_overlap_of_values_is_that_of_one_long_row(a: Mask, b: Mask) -> None:
+    overlap = a.overlap_by_type(b)
+    assert list(overlap) == ["values"]
+    mine, theirs = a.flat("values"), b.flat("values")
+    found = overlap["values"]
+    assert (found.n, found.size_a, found.size_b) == (33, int(mine.sum()), int(theirs.sum()))
+    assert found.shared == sum(x and y for x, y in zip(mine.tolist(), theirs.tolist(), strict=True))
+    as_one = Mask(values={"all": mine}).overlap(Mask(values={"all": theirs}))["all"]
+    assert found == as_one, "chance included: values of all parameters compete with each other"
+
+
+def test_overlap_by_type_takes_only_what_both_have() -> None:
+    a = Mask(heads=bits("10", "01"), values={"u": bits("1100"), "v": bits("11")})
+    b = Mask(mlps=bits("10"), values={"u": bits("0110"), "w": bits("11")})
+    assert list(a.overlap_by_type(b)) == ["values"]
+    assert a.overlap_by_type(b)["values"] == a.overlap(b)["u"]
+    assert Mask(heads=bits("10", "01")).overlap_by_type(b) == {}
+    both = Mask(heads=bits("11", "00"), values={"u": bits("1111")})
+    assert list(a.overlap_by_type(both)) == ["heads", "values"]
+    with pytest.raises(MaskError, match="of different shape"):
+        a.overlap_by_type(Mask(values={"u": bits("110")}))
+
+
+@given(some_masks())
+def test_the_structured_part_and_the_values_are_the_mask(mask: Mask) -> None:
+    assert not mask.structured().values
+    assert mask.structured().parts().keys() == mask.parts().keys() & {"heads", "mlps", "neurons"}
+    assert mask.structured() & Mask(values=mask.values) == mask
+
+
+def test_or_with_its_inverse_keeps_everything_in_the_same_shapes() -> None:
+    """What the control that keeps all is made of."""
+    mask = Mask(heads=bits("10", "01"), values={"w": bits("110", "001")})
+    full = mask | ~mask
+    assert full.removes_nothing and full.counts() == {"heads": (4, 4), "w": (6, 6)}

@@ -3,7 +3,6 @@
 Trainer(model=model, ..., callbacks=[tombola.HoldMask(ticket)])
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,7 +60,8 @@ class HoldMask(TrainerCallback):  # type: ignore[misc]
         if self._held is not None:
             self._held.clean(optimizer)
         gates = _gates_on(model)
-        if gates is not None:
+        if gates is not None:  # Trainer may have read a checkpoint over what was zero
+            gates.zero()
             forget(optimizer, model, gates.anatomy.as_values(gates.mask.structured()))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -73,7 +73,7 @@ def same_on_every_rank(mask: Mask, device: torch.device | str) -> None:
     """Compares 16 bytes of digest over all processes. Raises: MaskError on each of them, naming ranks, when masks differ."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
-    own = torch.frombuffer(bytearray(_digest(mask)), dtype=torch.uint8).to(device)
+    own = torch.frombuffer(bytearray.fromhex(mask.digest()[:32]), dtype=torch.uint8).to(device)
     every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(every, own)
     ranks: dict[str, list[int]] = {}
@@ -86,14 +86,6 @@ def same_on_every_rank(mask: Mask, device: torch.device | str) -> None:
             expected="the same mask on every rank",
             next="load one ticket from one folder on all of them; draw no mask from a seed that depends on the rank",
         )
-
-
-def _digest(mask: Mask) -> bytes:
-    digest = hashlib.sha256()
-    for name, bits in mask.pack().items():
-        digest.update(f"{name}|{tuple(mask.parts()[name].shape)}|".encode())
-        digest.update(bits.numpy().data)
-    return digest.digest()[:16]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -111,7 +103,7 @@ def _put(model: nn.Module, mask: Mask) -> None:
     if any(name not in mask.values for name in _losing(mask)):
         with _full_precision(model):
             anatomy = read_anatomy(model)
-        model.tombola_gates = hold(model, anatomy, mask)  # type: ignore[assignment]  # as tombola.load does
+        hold(model, anatomy, mask)
     else:  # needs no heads and no MLPs: any model will do
         HeldValues(model, mask.values)
 

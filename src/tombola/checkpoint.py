@@ -9,6 +9,7 @@ none and never a pile. What a marker vouches for is checked before anything is r
 optimizer or a random state and say nothing.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tombola.errors import TombolaError
+from tombola.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -34,14 +35,14 @@ def last_checkpoint(folder: Path, run: Mapping[str, Any]) -> Path | None:
     """The last complete checkpoint of `run` below `folder`, every file checked; None when there is none to go on from.
 
     `run` is JSON, whatever the result depends on. All other checkpoints are removed: older ones, and those that a kill
-    left without a marker. Raises: TombolaError, with nothing removed, when the last one is of another run (naming each
+    left without a marker. Raises: CheckpointError, with nothing removed, when the last one is of another run (naming each
     difference), of a newer tombola or damaged (naming each file), or when the folder holds checkpoints of somebody else.
     """
     found = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
     marked = [step for step, path in found.items() if (path / MARKER).exists()]
     foreign = [path for step, path in found.items() if step not in marked and any((path / name).exists() for name in FOREIGN)]
     if foreign:
-        raise TombolaError(
+        raise CheckpointError(
             f"{folder} holds checkpoints that are not of tombola",
             got=", ".join(sorted(path.name for path in foreign)),
             expected="an empty folder, or one with the checkpoints of this run",
@@ -89,7 +90,7 @@ def keep_checkpoints(folder: Path, run: Mapping[str, Any], every_seconds: float,
             # The first step after a resume: all is read by now. Whoever removes a checkpoint takes its marker first, so a
             # marker that is still there says that nothing was missing, and silently left out, while it was read.
             if self.unread is not None and not (self.unread / MARKER).exists():
-                raise TombolaError(
+                raise CheckpointError(
                     f"{self.unread} was removed while it was being read",
                     expected="a folder in which nobody else is at work",
                     next="see whether the same run is at work elsewhere; if not, give the command again",
@@ -117,9 +118,9 @@ def _check(checkpoint: Path, run: Mapping[str, Any]) -> None:
         known = {str(name): (str(file["sha256"]), int(file["bytes"])) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what, got = f"{checkpoint / MARKER} cannot be read", f"{type(error).__name__}: {error}"
-        raise TombolaError(what, got=got, expected="what tombola wrote there", next=anew) from error
+        raise CheckpointError(what, got=got, expected="what tombola wrote there", next=anew) from error
     if version != FORMAT:
-        raise TombolaError(
+        raise CheckpointError(
             f"{checkpoint} cannot be read by this tombola",
             got=f"{MARKER} with format {version}",
             expected=f"format {FORMAT}",
@@ -128,7 +129,7 @@ def _check(checkpoint: Path, run: Mapping[str, Any]) -> None:
     now = _flat(json.loads(json.dumps(run)))
     differing = [f"{x}: {was.get(x)} → {now.get(x)}" for x in sorted(was.keys() | now.keys()) if was.get(x) != now.get(x)]
     if differing:
-        raise TombolaError(
+        raise CheckpointError(
             f"the checkpoints in {checkpoint.parent} are of another run",
             got="; ".join(differing),
             expected="the run they were made by, so that it ends as if it had never been interrupted",
@@ -137,7 +138,7 @@ def _check(checkpoint: Path, run: Mapping[str, Any]) -> None:
     troubles = [f"{name}: {trouble}" for name, done in sorted(known.items()) if (trouble := _trouble(checkpoint / name, *done))]
     if troubles:
         got, expected = "; ".join(troubles), f"the {len(known)} files as they were written"
-        raise TombolaError(f"the checkpoint {checkpoint} is damaged", got=got, expected=expected, next=anew)
+        raise CheckpointError(f"the checkpoint {checkpoint} is damaged", got=got, expected=expected, next=anew)
 
 
 def _trouble(path: Path, sha256: str, size: int) -> str | None:
@@ -171,5 +172,8 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems do not sync folders
+            raise
     finally:
         os.close(handle)

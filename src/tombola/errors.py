@@ -8,6 +8,7 @@
     │   └── FingerprintError    the ticket belongs to other weights
     ├── DataError           a data set, its columns or its labels
     ├── SearchError         a search cannot start or cannot give a meaningful ticket
+    ├── CheckpointError     what a killed run left cannot be gone on from
     └── StoreError          the folder of results
 
 The command line prints one as a single message and leaves with exit code 2. Anything else that escapes is a bug.
@@ -79,6 +80,10 @@ class DataError(TombolaError):
 
 class SearchError(TombolaError):
     """A search cannot start or cannot give a meaningful ticket."""
+
+
+class CheckpointError(TombolaError):
+    """What a killed run left cannot be gone on from: damaged, of another run, or of a newer format."""
 
 
 class StoreError(TombolaError):

@@ -80,6 +80,13 @@ class Gates:
         self._heads, self._mlps = list(heads.unbind()), list(mlps.unbind())
         return heads, mlps
 
+    def zero(self) -> None:
+        """Sets what the mask removes to zero in the weights, for good."""
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, kept in self.anatomy.as_values(self.mask).items():
+                parameters[name][~kept.to(parameters[name].device)] = 0.0
+
     @property
     def attached(self) -> bool:
         """Whether its hooks are on the model: until `remove`."""
@@ -102,6 +109,7 @@ class Gates:
         gate = self._heads[i]
         if gate is None:
             return None
+        gate = gate.to(args[0])  # the model may have moved, or be in half precision by now
         x = args[0].unflatten(-1, (self.anatomy.n_heads, -1))
         # [head] for one mask; [batch, head] for gates per example, with the positions in between
         gate = gate[:, None, :, None] if gate.ndim == 2 else gate[:, None]
@@ -111,6 +119,7 @@ class Gates:
         gate = self._mlps[i]
         if gate is None:
             return None
+        gate = gate.to(output)
         if gate.ndim == 0:
             return output * gate
         rows = by_row(output, len(gate))  # [batch, position, channel], also where a model flattens the first two
@@ -324,13 +333,13 @@ def hold(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Gates:
     the output; they are zeroed as well, so that they cannot be taken for alive.
     """
     anatomy.check(mask)
-    parameters = dict(model.named_parameters())
+    if mask.values and HeldValues.on(model) is not None:
+        raise MaskError("the model holds other values already", next="take them off first: HeldValues.on(model).remove()")
     gates = Gates(model, anatomy, mask.structured())
-    with torch.no_grad():
-        for name, kept in anatomy.as_values(mask.structured()).items():
-            parameters[name][~kept.to(parameters[name].device)] = 0.0
+    gates.zero()
     if mask.values:
         gates.held = HeldValues(model, mask.values)
+    model.tombola_gates = gates  # type: ignore[assignment]
     return gates
 
 
@@ -359,7 +368,7 @@ def load(ticket: "Ticket | Path | str", weights: str | Path = "base", *, layout:
     if weights in ("base", "found_on"):
         lesion_of(ticket)(model, anatomy)
     prove_acts(model, anatomy, ticket.mask)
-    model.tombola_gates = hold(model, anatomy, ticket.mask)
+    hold(model, anatomy, ticket.mask)
     model.tombola_weights = {"weights": str(weights), "folder": str(place), "fingerprint": fingerprint}
     return model
 

@@ -5,6 +5,7 @@ is a value: frozen, with an algebra (`&`, `|`, `~`), exact counts, and a packed 
 weighs in parameters is the anatomy's knowledge, not the mask's.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -140,10 +141,14 @@ class Mask:
         return by_part | ({"values": (sum(k for k, _ in values), sum(n for _, n in values))} if values else {})
 
     def flat(self, part: str) -> Bool[Tensor, " entry"]:
-        """All entries of one part in a row; "values" are those of all parameters, in the order of their names."""
-        return torch.cat(
-            [one.flatten() for name, one in self.parts().items() if name == part or (part == "values" and name not in UNITS)]
-        )
+        """All entries of one part in a row; "values" are those of all parameters, in the order of their names.
+
+        Raises: MaskError for a part that the mask does not have.
+        """
+        rows = [one.flatten() for name, one in self.parts().items() if name == part or (part == "values" and name not in UNITS)]
+        if not rows:
+            raise MaskError(f"the mask has no {part}", got=list(self.parts())[:6], expected="a part that is present")
+        return torch.cat(rows)
 
     def pack(self) -> dict[str, Tensor]:
         """One bit per entry: part name -> bytes, first entry in the lowest bit, the last byte filled with zeros."""
@@ -151,6 +156,14 @@ class Mask:
             name: torch.from_numpy(np.packbits(part.numpy(force=True).reshape(-1), bitorder="little"))
             for name, part in self.parts().items()
         }
+
+    def digest(self) -> str:
+        """SHA-256 (64 hex characters) of what it keeps, with names and shapes: equal masks, equal digests, in any process."""
+        digest = hashlib.sha256()
+        for name, bits in self.pack().items():
+            digest.update(f"{name}|{tuple(self.parts()[name].shape)}|".encode())
+            digest.update(bits.numpy().data)
+        return digest.hexdigest()
 
     @staticmethod
     def unpack(packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> "Mask":

@@ -77,13 +77,14 @@ def scope_parameters(model: nn.Module, anatomy: Anatomy, scope: str) -> dict[str
     for term in scope.split("+"):
         what, _, kind = term.strip().partition(":")
         if (what not in SCOPES and "*" not in what and what not in parameters) or kind not in ("", *KINDS):
-            near = difflib.get_close_matches(what, [*SCOPES, *parameters], n=1)
+            known = [*SCOPES, *parameters]
+            near = difflib.get_close_matches(term.strip(), [*known, *(f"{one}:{kind}" for one in known for kind in KINDS)], n=1)
             raise MaskError(
                 f"there is no scope {term.strip()!r}",
                 got=scope,
                 expected=f"terms joined by +: {', '.join(SCOPES)}, a parameter's name, or a pattern with *; each may end in "
                 ":weights or :biases",
-                next=f"did you mean {near[0]!r}?" if near and near[0] != what else None,
+                next=f"did you mean {near[0]!r}?" if near else None,
             )
         names = SCOPES[what](model, anatomy) if what in SCOPES else fnmatch.filter(parameters, what)
         # A name that is not among the model's own is that of a tied parameter, which counts where it is owned.

@@ -48,6 +48,7 @@ PROVENANCE = "provenance.json"  # a cell's own note of when and where: the one f
 KEY = re.compile(r"[0-9a-f]{32}")
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what renaming a folder onto a folder with something in it raises
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_SAID = re.compile(r"no space left|disk quota|os error 28|file write failed|unexpected pos", re.IGNORECASE)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -171,11 +172,7 @@ class Store:
         """
         text = _exact_json(describe, indent=2) + "\n"
         if self._examine(key) == []:
-            if os.path.lexists(self._unfinished(key)):
-                # Left by a kill just after publishing. A store that cannot be written is read all the same.
-                with suppress(StoreError), self._locked(key, wait=False) as attempt:
-                    if attempt is not None:
-                        self._drop_unfinished(key, attempt)
+            self._tidy(key)
             return self._folder(key), False
         with self._locked(key, wait=True) as attempt:
             assert attempt is not None
@@ -193,6 +190,10 @@ class Store:
                 ours = error.errno in READ_ONLY and str(error.filename).startswith(str(self.root))
                 if ours or error.errno in FULL or not cell.is_dir():
                     raise self._trouble(error, f"computing {key}") from error
+                raise
+            except Exception as error:  # libraries that write tensors say in their own way that the disk is full
+                if FULL_SAID.search(str(error)):
+                    raise self._trouble(OSError(errno.ENOSPC, str(error)), f"computing {key}") from error
                 raise
             with self._explained(f"publishing {key}"):
                 self._publish(key, text, cell)
@@ -235,7 +236,10 @@ class Store:
                         return self._folder(key)
             except StoreError as error:
                 self._say(f"damaged, and cannot be moved aside: {'; '.join(map(str, problems))}\n{error}")
-        return self._folder(key) if problems == [] else None
+        if problems == []:
+            self._tidy(key)
+            return self._folder(key)
+        return None
 
     def entries(self) -> Iterator[Entry]:
         """Every finished cell, by key. Cells that cannot be read are said, not returned."""
@@ -315,6 +319,13 @@ class Store:
         """Removes a folder, which need not be there, together with our attempt: a kill never leaves half of it in place."""
         with suppress(FileNotFoundError):
             folder.rename(attempt / f"gone.{folder.parent.name}")
+
+    def _tidy(self, key: str) -> None:
+        """Removes what a kill just after publishing left. A store that cannot be written is read all the same."""
+        if os.path.lexists(self._unfinished(key)):
+            with suppress(StoreError), self._locked(key, wait=False) as attempt:
+                if attempt is not None:
+                    self._drop_unfinished(key, attempt)
 
     def _drop_unfinished(self, key: str, attempt: Path) -> None:
         """Removes what a finished cell needs no more; a successor that took the lock from us is still at work in it."""

@@ -139,6 +139,15 @@ def fingerprint_folder(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def fingerprint_files(folder: Path) -> str:
+    """SHA-256 (32 hex characters) over what besides weights decides a model's answers: files of its config and tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and (file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json")):
+            digest.update(f"{file.name}|{hashlib.sha256(file.read_bytes()).hexdigest()}|".encode())
+    return digest.hexdigest()[:32]
+
+
 def _hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

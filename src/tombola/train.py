@@ -12,6 +12,7 @@ Trainer brings back weights, moments, schedule and random state.
 """
 
 import hashlib
+import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,10 +29,17 @@ from torch.utils.data import DataLoader, Sampler
 
 from tombola.checkpoint import keep_checkpoints, last_checkpoint
 from tombola.errors import TombolaError
+from tombola.gates import Gates
+from tombola.held import HeldValues
+from tombola.mask import Mask
 from tombola.tasks.encode import Encoded, collate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# Of a config: where it came from, and what a first forward pass writes into it
+NO_PART = ("_name_or_path", "transformers_version", "problem_type", "dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +221,15 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
     for name, value in sorted(model.state_dict().items()):
         start.update(repr((name, value.dtype, tuple(value.shape))).encode())
         start.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    gates, held = getattr(model, "tombola_gates", None), HeldValues.on(model)
+    mask = (gates.mask if isinstance(gates, Gates) else Mask()) & Mask(values={} if held is None else held.values)
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NO_PART}
     return {
         "settings": asdict(settings),
         "seeds": asdict(seeds),
+        "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:32],
+        "mask": None if mask.removes_nothing else mask.digest()[:32],
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "rows": rows.hexdigest()[:32],
         "starting weights": start.hexdigest()[:32],
         "threads": torch.get_num_threads(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tombola.errors import StoreError, TombolaError
+from tombola.errors import StoreError
 from tombola.store import PROVENANCE, Entry, Store, fingerprint
 
 
@@ -129,7 +129,7 @@ class Lab:
                     self.reporter.cell(title, cost)
                     try:
                         self._compute(cell)
-                    except TombolaError:
+                    except Exception:
                         self.reporter.say(f"stopped at: {title}")
                         raise
             finally:

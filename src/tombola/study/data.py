@@ -26,7 +26,7 @@ from tombola.tasks import (
     split_selection,
 )
 from tombola.tasks.encode import Encoded, encode
-from tombola.ticket import resolve_model
+from tombola.ticket import fingerprint_files, resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +166,25 @@ def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
     known = ("encoded", cell.settings["model"]["fingerprint"], role, fingerprint(cell.settings["data"]))
     if known not in lab.cache:
         data = cell.settings["data"]
+        _check_length(lab, cell)
         lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"])
     encoded: Encoded = lab.cache[known]
     return encoded
+
+
+def _check_length(lab: Lab, cell: Cell) -> None:
+    """Raises: DataError when rows are to be padded beyond what the model has positions for."""
+    from transformers import AutoConfig
+
+    data = cell.settings["data"]
+    positions = getattr(AutoConfig.from_pretrained(base_folder(lab, cell.settings["model"])), "max_position_embeddings", None)
+    if data["padding"] == "max_length" and isinstance(positions, int) and data["max_length"] > positions:
+        raise DataError(
+            "rows are to be padded to more tokens than the model has positions for",
+            got=f"max_length {data['max_length']}, {positions} positions",
+            expected=f"max_length up to {positions}",
+            next=f"--set max_length={positions}, or --set padding=bucketed",
+        )
 
 
 def tokenizer_of(lab: Lab, cell: Cell) -> Any:
@@ -180,17 +196,28 @@ def tokenizer_of(lab: Lab, cell: Cell) -> Any:
     return lab.cache["tokenizer", folder]
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes the tokenizer, without the cut to a length that the last call left in it: the same cell gives the same bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
 def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:
     """The folder of a base by its settings. Raises: TombolaError when its weights are no longer those of the plan."""
     known = ("base", model["name"], model["revision"])
     if known not in lab.cache:
         lab.cache[known] = resolve_model(model["name"], model["revision"])
     source = lab.cache[known]
-    if source.fingerprint != model["fingerprint"]:
+    found = {"fingerprint": source.fingerprint, "files": fingerprint_files(source.folder)}
+    if differing := [what for what in found if found[what] != model[what]]:
         raise TombolaError(
-            f"the weights of {model['name']} changed since this run was planned",
-            got=source.fingerprint,
-            expected=model["fingerprint"],
+            f"{'the weights' if 'fingerprint' in differing else 'config or tokenizer'} of {model['name']} changed since this "
+            "run was planned",
+            got="; ".join(found[what] for what in differing),
+            expected="; ".join(model[what] for what in differing),
             next="pin the revision it was made with",
         )
     folder: Path = source.folder

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
@@ -19,7 +20,7 @@ from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
-from tombola.ticket import Ticket, fingerprint_folder, resolve_model
+from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,13 @@ def compare(lab: Lab, tickets: Sequence[str]) -> dict[str, Any]:
                 pairs.append({"a": tickets[i], "b": tickets[j], "part": part} | asdict(one))
     kappa = {}
     for part in dict.fromkeys(one["part"] for one in pairs):
-        estimate = stats.fleiss_kappa([t.mask.flat(part) for t in read])
+        masks = [t.mask for t in read]
+        if part == "values":  # of the parameters that all of them mask
+            common = [name for name in masks[0].values if all(name in mask.values for mask in masks)]
+            masks = [Mask(values={name: mask.values[name] for name in common}) for mask in masks]
+        if any(part not in mask.counts_by_type() for mask in masks):  # what two share, a third does not have
+            continue
+        estimate = stats.fleiss_kappa([mask.flat(part) for mask in masks])
         kappa[part] = {"value": estimate.value, "note": estimate.note}
     return {"tickets": rows, "pairs": pairs, "fleiss_kappa": kappa}
 
@@ -349,7 +356,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
     if task is not None and spec != ticket.task and values.get("selection_split") == "validation":
         del values["selection_split"]  # of rows that the other task need not have
     values |= ({} if task is None else implied(task)) | dict(changes or {})
-    resolved = resolve(values, (ticket.seeds["run"],), method=method_of(ticket), preset=ticket.preset)
+    resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
     common = _common(lab, ticket.base.name, spec or str(ticket.task), resolved)
@@ -358,7 +365,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
             f"the weights of {ticket.base.name} are not those this ticket was made for",
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
-    settings = common | {"seeds": dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
+    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
     return _cell("fine_tune", settings)
 
 
@@ -402,7 +409,8 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[
         "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
     }
     return {
-        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint},
+        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
+        | {"files": fingerprint_files(source.folder)},
         "data": {"task": spec} | asdict(settings.data) | rows | source_of(lab, spec),
         "machine": machine(),
     }

@@ -131,7 +131,7 @@ def _checked(kind: type[Any], values: Mapping[str, Any]) -> tuple[Any, list[Tomb
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(values), []
+        checked = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         return None, [
             TombolaError(
@@ -139,6 +139,18 @@ def _checked(kind: type[Any], values: Mapping[str, Any]) -> tuple[Any, list[Tomb
             )
             for one in error.errors()
         ]
+    # pydantic reads True as 1, and 1.0 as 1, which of heads is one and not all of them; only of 1 as 1.0 nothing is lost.
+    adjusted = {
+        name: (value, getattr(checked, name))
+        for name, value in values.items()
+        if isinstance(value, int | float)
+        and type(value) is not type(getattr(checked, name))
+        and (type(value), type(getattr(checked, name))) != (int, float)
+    }
+    return checked, [
+        TombolaError(f"{name} is not valid", got=repr(value), expected=f"a {type(read).__name__}, such as {read!r}")
+        for name, (value, read) in adjusted.items()
+    ]
 
 
 def _seeds(seeds: Sequence[int], own: Mapping[str, int]) -> tuple[tuple[RunSeeds, ...], list[TombolaError]]:

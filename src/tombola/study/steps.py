@@ -9,6 +9,7 @@
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tombola.anatomy import Anatomy, read_anatomy, size_of
-from tombola.errors import TombolaError
+from tombola.errors import CheckpointError, TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
 from tombola.gates import hold, lesion_of, masked, prove_acts
 from tombola.lesion import copy_values
@@ -30,13 +31,13 @@ from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
-from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, tokenizer_of
+from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
 from tombola.tasks import bare_name
 from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, locate_weights, resolve_model
-from tombola.train import RunSeeds, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,23 +59,32 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     if ticket is not None:
         said = _prepare_retraining(cell, lab, model, anatomy, ticket)
     checkpoints = lab.store.scratch(cell.key) / "training"
-    log = fine_tune(
-        model,
-        encoded_rows(lab, cell, "train", data.train),
-        TrainSettings(**settings["train"]),
-        seeds,
-        device=device,
-        progress=lambda share: progress(0.9 * share),
-        checkpoints=checkpoints,
-        every_seconds=lab.checkpoint_seconds,
-    )
+
+    def train_on() -> TrainLog:
+        return fine_tune(
+            model,
+            encoded_rows(lab, cell, "train", data.train),
+            TrainSettings(**settings["train"]),
+            seeds,
+            device=device,
+            progress=lambda share: progress(0.9 * share),
+            checkpoints=checkpoints,
+            every_seconds=lab.checkpoint_seconds,
+        )
+
+    try:
+        log = train_on()
+    except CheckpointError as error:  # found before anything was trained: what a cell cannot go on from, it starts without
+        lab.reporter.say(f"{error}\n  starting this run anew")
+        shutil.rmtree(checkpoints)
+        log = train_on()
     predictions = _predict_all(cell, lab, data, model)
     dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
     _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if ticket is None else "retrained")
     train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
     if settings["keep_weights"]:
         model.save_pretrained(out / "weights")
-        tokenizer_of(lab, cell).save_pretrained(out / "weights")
+        save_tokenizer(tokenizer_of(lab, cell), out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
     doubts = {} if ticket is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
@@ -271,10 +281,12 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     anatomy = read_anatomy(model)
     model.to(cell.settings["machine"]["device"])
     anatomy.check(ticket.mask)
-    # The dense predictions of the same weights: read where they were stored, else made here.
-    dense = _read_predictions(lab.folder(weights)) if isinstance(weights, Cell) else _predict_all(cell, lab, data, model)
+    # The dense predictions of the same weights: read where they were stored for these very rows, else made here.
+    stored = isinstance(weights, Cell) and weights.settings["data"] == cell.settings["data"]
+    dense = _read_predictions(lab.folder(weights)) if stored and weights else _predict_all(cell, lab, data, model)
     progress(0.3)
-    lesion_of(ticket)(model, anatomy)
+    if not isinstance(weights, Given):  # weights of one's own were trained from a lesion, if at all: not to be destroyed again
+        lesion_of(ticket)(model, anatomy)
     prove_acts(model, anatomy, ticket.mask)
     with masked(model, anatomy, ticket.mask):
         predictions = _predict_all(cell, lab, data, model)
@@ -444,6 +456,6 @@ STEPS: dict[str, Step] = {
     "fine_tune": Step(1, run_training, _training_work, _title),
     "search": Step(1, run_search, _search_work, _title),
     "control": Step(1, run_control, lambda cell: 1.0, _title),
-    "evaluate": Step(1, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
     "retrain": Step(1, run_training, _training_work, _title),
 }
