@@ -253,11 +253,13 @@ def fisher(given: Given) -> dict[str, Tensor]:
 def wanda(given: Given) -> dict[str, Tensor]:
     """|w| · ‖x‖₂, x the input that the weight multiplies over all real tokens of the rows; in units of the activation.
 
-    Raises: MaskError for parameters that are no weights of a linear map (biases, embeddings); DataError without rows.
+    Of a copy of the model in fp64. Raises: MaskError for parameters that are no weights of a linear map (biases, embeddings);
+    DataError without rows.
     Source: Sun et al. 2024, eq. 1. Deviation: they compare within an output row; here values compete as `granularity` says.
     """
     parameters = parameters_of(given.model, given.names)
-    owners = {name: given.model.get_submodule(name.rpartition(".")[0]) for name in given.names}
+    model = copy.deepcopy(given.model).double()
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in given.names}
     wrong = [name for name, module in owners.items() if parameters[name].ndim != 2 or isinstance(module, nn.Embedding)]
     if wrong:
         raise MaskError(
@@ -277,10 +279,10 @@ def wanda(given: Given) -> dict[str, Tensor]:
 
     handles = [module.register_forward_pre_hook(lambda _, args, name=name: record(name, args)) for name, module in owners.items()]
     try:
-        with evaluating(given.model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for _, inputs in _rows_of(given):
                 real[:] = [inputs["attention_mask"].bool()]
-                given.model(**{name: value for name, value in inputs.items() if name != "labels"})
+                model(**{name: value for name, value in inputs.items() if name != "labels"})
     finally:
         for handle in handles:
             handle.remove()
