@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_marker_vouches_for_every_file(half: Path) -> None:
         out = subprocess.run(["sha256sum", folder / name], capture_output=True, text=True, check=True).stdout
         assert (said["sha256"], said["bytes"]) == (out.split()[0], (folder / name).stat().st_size)
     assert marker["run"]["settings"]["epochs"] == 3 and marker["run"]["seeds"]["dropout"] == SEEDS.dropout
-    assert marker["run"]["versions"]["torch"] == torch.__version__
+    assert marker["run"]["versions"]["torch"] == version("torch")
 
 
 def test_a_save_is_due_when_the_seconds_have_passed(tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +338,7 @@ def test_run_with_other_threads_or_versions_is_refused(half: Path, start: Any, m
     with monkeypatch.context() as patch:
         patch.setattr(train, "version", lambda name: "9.9")
         got = refused(half, start, "another run").got
-        assert f"versions.torch: {torch.__version__} → 9.9" in str(got) and "versions.transformers" in str(got)
+        assert f"versions.torch: {version('torch')} → 9.9" in str(got) and "versions.transformers" in str(got)
     resumed(half, start)
 
 
