@@ -138,17 +138,21 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")], as_json: JsonOption = False
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
+    layout: Annotated[
+        Path | None, typer.Option(help="YAML file that says where the parts of a layer are; proved like what is found.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """What a model is made of: layers, heads, kv-heads, MLP widths, and how many values a mask of each scope has."""
-    from tombola.anatomy import read_anatomy
+    from tombola.anatomy import Layout, read_anatomy
     from tombola.scope import scope_sizes
     from tombola.ticket import load_weights, resolve_model
 
     _quiet()
     source = resolve_model(model)
     loaded = load_weights(source.folder, ("0", "1"), head_seed=0)
-    anatomy = read_anatomy(loaded)
+    anatomy = read_anatomy(loaded, None if layout is None else Layout.from_yaml(layout))
     said = anatomy.summary()
     heads, mlps = anatomy.n_heads * sum(said["values_per_head"]), sum(said["values_per_mlp"])
     scopes = {"heads": heads, "mlps": mlps, "heads+mlps": heads + mlps} | scope_sizes(loaded, anatomy)

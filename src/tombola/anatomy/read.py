@@ -290,5 +290,5 @@ def _unreadable(model: nn.Module, looked_for: str, found: Sequence[object]) -> A
         got=f"{list(found)[:12]}",
         expected=looked_for,
         next="pass layout=tombola.Layout(layers=…, q=…, k=…, v=…, o=…, mlp_in=(…,), mlp_out=…), or the same as YAML "
-        "(--layout FILE); it is proved like any other",
+        "(tombola inspect --layout FILE); it is proved like any other",
     )
