@@ -190,8 +190,8 @@ def test_a_kind_of_control_is_no_variant_but_an_option_of_controls_is() -> None:
 
 
 def test_tasks_are_named_without_options_where_that_says_enough() -> None:
-    assert short_names(["sst2", "nli:strength=0.9"]) == {"sst2": "sst2", "nli:strength=0.9": "nli"}
-    both = ["nli:strength=0.9", "nli:strength=0.5"]
+    assert short_names(["sst2", "nli-overlap:strength=0.9"]) == {"sst2": "sst2", "nli-overlap:strength=0.9": "nli-overlap"}
+    both = ["nli-overlap:strength=0.9", "nli-overlap:strength=0.5"]
     assert short_names(both) == {task: task for task in both}
     assert short_names([]) == {}
 

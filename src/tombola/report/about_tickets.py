@@ -26,6 +26,7 @@ from tombola.report.words import (
     spread,
 )
 from tombola.stats import ALPHA, Overlap, fleiss_kappa, overlap, overlap_of_counts
+from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import TicketRow
 
 LARGE, SMALL = 348, 216  # width of a heat map, in pixels
@@ -46,7 +47,9 @@ Item = TypeVar("Item")
 
 def survival_part(anchor: str, case: Case) -> Part:
     """A map and a table of survival for each kind, and beside good the importance that chose it."""
-    maps = {kind: _survival_map(case, kind) for kind in case.by_kind}
+    # A control of weights has the good ticket's mask: nothing to see that is not seen there.
+    drawn = [kind for kind in case.by_kind if kind not in CONTROL_KINDS or CONTROL_KINDS[kind].has_own_mask]
+    maps = {kind: _survival_map(case, kind) for kind in drawn}
     large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case.good)) if figure)
     return Part(
         anchor,
@@ -60,7 +63,7 @@ def survival_part(anchor: str, case: Case) -> Part:
         ),
         figures=tuple(row for row in (large, tuple(maps.values())) if row),
         fold="Survival in numbers",
-        folded=tuple(_survival_table(kind, tickets) for kind, tickets in case.by_kind.items()),
+        folded=tuple(_survival_table(kind, case.by_kind[kind]) for kind in drawn),
     )
 
 
@@ -245,6 +248,8 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
     rows = []
     for kind, every in case.controls.items():
         tickets = [ticket for ticket in every if ticket.seed in good]
+        if kind in CONTROL_KINDS and not CONTROL_KINDS[kind].has_own_mask:
+            continue
         if not tickets:
             continue
         for unit in case.units or ("values",):

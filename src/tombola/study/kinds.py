@@ -18,6 +18,11 @@ class ControlKind:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of ControlSettings, whatever the preset says
     lesion: str | None = None  # of `lesion.LESIONS`, done to the weights before the mask is put on
 
+    @property
+    def has_own_mask(self) -> bool:
+        """Whether its mask is another than the good ticket's, or none."""
+        return self.rule not in ("good", "all")
+
 
 CONTROL_KINDS: Mapping[str, ControlKind] = {
     "random": ControlKind("random", "as many, drawn from all"),
