@@ -1,0 +1,71 @@
+"""Faults that a review found, each kept from coming back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from tombola.anatomy import probe_inputs, read_anatomy
+from tombola.errors import MaskError, StoreError
+from tombola.gates import hold
+from tombola.mask import Mask
+from tombola.store import Store, fingerprint
+from tombola.ticket import fingerprint_files
+
+
+def without_a_head() -> Mask:
+    heads = torch.ones(2, 4, dtype=torch.bool)
+    heads[0, 1] = False
+    return Mask(heads=heads)
+
+
+def test_gates_follow_a_model_into_half_precision() -> None:
+    model = tiny_model("bert")
+    hold(model, read_anatomy(model), without_a_head())
+    assert model.to(torch.bfloat16)(**probe_inputs(model, batch=2)).logits.dtype == torch.bfloat16
+
+
+def test_a_second_hold_leaves_the_first_as_it_was() -> None:
+    model = tiny_model("bert")
+    anatomy = read_anatomy(model)
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    kept = torch.rand(model.get_parameter(name).shape) > 0.5
+    hold(model, anatomy, Mask(values={name: kept}))
+    hooks, weights = len(model._forward_pre_hooks), {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(MaskError, match="holds other values"):
+        hold(model, anatomy, without_a_head() & Mask(values={name: ~kept}))
+    assert len(model._forward_pre_hooks) == hooks
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+
+
+def test_config_and_vocabulary_are_part_of_a_models_files_and_weights_are_not(tmp_path: Path) -> None:
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        (tmp_path / name).write_text("1")
+    before = fingerprint_files(tmp_path)
+    (tmp_path / "model.safetensors").write_text("2")
+    assert fingerprint_files(tmp_path) == before
+    for name in ("config.json", "vocab.txt"):
+        (tmp_path / name).write_text("2")
+        assert fingerprint_files(tmp_path) != before
+        (tmp_path / name).write_text("1")
+
+
+@pytest.mark.parametrize(
+    "said", ["I/O error: No space left on device (os error 28)", "PytorchStreamWriter failed: file write failed"]
+)
+def test_a_disk_that_a_library_says_is_full_is_explained(said: str, tmp_path: Path) -> None:
+    def work(out: Path) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        Store(tmp_path / "s").compute(fingerprint("x"), {}, work)
+
+
+def test_what_a_kill_after_publishing_left_goes_when_the_cell_is_loaded(tmp_path: Path) -> None:
+    store, key = Store(tmp_path / "s"), fingerprint("x")
+    store.compute(key, {}, lambda out: (out / "a").write_text("1") and None)
+    left = store.root / "unfinished" / key
+    left.mkdir(parents=True)
+    assert store.load(key) is not None
+    assert not left.exists()
