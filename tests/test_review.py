@@ -1,16 +1,20 @@
 """Faults that a review found, each kept from coming back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import tiny_model
 from tombola.anatomy import probe_inputs, read_anatomy
-from tombola.errors import MaskError, StoreError
+from tombola.errors import CheckpointError, MaskError, StoreError
 from tombola.gates import hold
 from tombola.mask import Mask
 from tombola.store import Store, fingerprint
+from tombola.study import steps
+from tombola.study.jobs import open_lab, plan_find
+from tombola.study.settings import resolve
 from tombola.ticket import fingerprint_files
 
 
@@ -69,3 +73,29 @@ def test_what_a_kill_after_publishing_left_goes_when_the_cell_is_loaded(tmp_path
     left.mkdir(parents=True)
     assert store.load(key) is not None
     assert not left.exists()
+
+
+def test_a_checkpoint_refused_after_its_weights_were_read_starts_from_the_base(
+    tiny_folder: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained on from what a refused checkpoint left in the model, the cell would hold another result than its key says."""
+    fast = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 60, "selection_rows": 40}
+    settings, weights = resolve(fast, (0,)), []
+    real, calls = steps.fine_tune, list[int]()
+
+    def fails_once(model: Any, *args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            more["checkpoints"].mkdir(parents=True, exist_ok=True)
+            with torch.no_grad():
+                model.get_parameter("classifier.weight").add_(1.0)
+            raise CheckpointError("a marker is gone")
+        return real(model, *args, **more)
+
+    for name, training in (("clean", real), ("refused", fails_once)):
+        monkeypatch.setattr(steps, "fine_tune", training)
+        lab = open_lab(tmp_path / name, data_folder)
+        (folder,) = lab.run([plan_find(lab, str(tiny_folder), "sst2", settings, (0,))[0].dense])
+        weights.append((folder / "weights" / "model.safetensors").read_bytes())
+    assert len(calls) == 2
+    assert weights[0] == weights[1]

@@ -7,7 +7,7 @@ probe that a mask does what it says.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -288,7 +288,7 @@ def _moves(model: nn.Module, losing: Mapping[str, Tensor], tolerance: float) -> 
     parameters, generator = dict(model.named_parameters()), torch.Generator().manual_seed(2)
     outputs = []
     for fill in (0.0, 1.0):
-        with evaluating(model), torch.no_grad(), _restored([parameters[name] for name in losing]):
+        with evaluating(model), torch.no_grad(), restored([parameters[name] for name in losing]):
             for name, part in losing.items():
                 noise = torch.randn(part.shape, generator=generator).to(parameters[name])
                 spread = parameters[name].std() if parameters[name].numel() > 1 else parameters[name].abs()
@@ -298,14 +298,14 @@ def _moves(model: nn.Module, losing: Mapping[str, Tensor], tolerance: float) -> 
 
 
 @contextmanager
-def _restored(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """These parameters get their present values back, bit for bit."""
-    before = [parameter.detach().clone() for parameter in parameters]
+def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """These parameters get their present values back at the end, bit for bit, whatever happens in between."""
+    before = [(parameter, parameter.detach().clone()) for parameter in parameters]
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
+            for parameter, value in before:
                 parameter.copy_(value)
 
 
@@ -317,7 +317,7 @@ def masked(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Iterator[None]:
     """
     anatomy.check(mask)
     parameters = dict(model.named_parameters())
-    with Gates(model, anatomy, mask.structured()), _restored([parameters[name] for name in mask.values]):
+    with Gates(model, anatomy, mask.structured()), restored([parameters[name] for name in mask.values]):
         with torch.no_grad():
             for name, part in mask.values.items():
                 parameters[name].mul_(part.to(parameters[name]))

@@ -5,8 +5,7 @@ global magnitude; nothing is trained between steps. The path is nested, so that 
 weights; these are put back at the end.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from tombola.evaluate import Score, predict, score
+from tombola.gates import restored
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, without_lowest
 from tombola.scores import CRITERIA, Given, parameters_of
@@ -105,7 +105,7 @@ def m_prune(
         rows = batches(selection, device=next(model.parameters()).device) if criterion.needs_rows else None
         return criterion.scores(Given(model=model, names=names, batches=rows, seed=seed))
 
-    with restoring(parameters):
+    with restored(parameters.values()):
         floor = floor_score(attempt(kept, -float("inf")).score, settings.floor, settings.floor_rule)
         of = scores()
         while settings.m_max_steps is None or len(trials) <= settings.m_max_steps:
@@ -134,18 +134,6 @@ def _next(kept: Mapping[str, Tensor], scores: Mapping[str, Tensor], settings: MP
     for names, count in steps:
         smaller |= without_lowest({name: scores[name] for name in names}, count, kept)
     return smaller
-
-
-@contextmanager
-def restoring(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gives the values back bit for bit at the end, whatever happens in between."""
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(before[name])
 
 
 def multiply(parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> None:

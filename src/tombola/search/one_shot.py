@@ -11,10 +11,11 @@ from annotated_types import Ge, Lt
 from torch import nn
 
 from tombola.evaluate import Score, predict, score
+from tombola.gates import restored
 from tombola.mask import Mask
 from tombola.prune import Granularity, prune
 from tombola.scores import CRITERIA, Given, parameters_of
-from tombola.search.magnitude import CriterionName, multiply, restoring
+from tombola.search.magnitude import CriterionName, multiply
 from tombola.tasks.encode import Encoded, batches
 
 
@@ -56,6 +57,6 @@ def one_shot(
     kept = prune(of, settings.sparsity, granularity=settings.granularity)
     if selection is None:
         return OneShotResult(Mask(values=kept), None)
-    with restoring(parameters):
+    with restored(parameters.values()):
         multiply(parameters, kept)
         return OneShotResult(Mask(values=kept), score(predict(model, selection), metric))

@@ -31,7 +31,9 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
     ),
     "bad": ControlKind("bad", "as many, drawn from what good removed, topped up with random survivors"),
     "bad-lowest": ControlKind(
-        "bad", "as many, those of the lowest scores", {"bad_m_rule": "remove_highest", "bad_s_rule": "lowest_importance"}
+        "bad",
+        "as many, those of the lowest importance (of values: magnitude)",
+        {"bad_m_rule": "remove_highest", "bad_s_rule": "lowest_importance"},
     ),
     "strict-bad": ControlKind("strict-bad", "only what good removed"),
     "reinit-body": ControlKind("good", "the good mask; attention and MLPs drawn again", lesion="reinit-body"),

@@ -50,34 +50,14 @@ Progress = Callable[[float], None]
 
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout. Goes on where it was killed."""
-    data, settings = same_data(cell, lab), cell.settings
-    seeds, device = _run_seeds(settings), settings["machine"]["device"]
-    model = load_weights(base_folder(lab, settings["model"]), data.task.labels, head_seed=seeds.head)
-    ticket, said = _ticket(cell, lab), []
-    anatomy = read_anatomy(model)
-    model.to(device)
-    if ticket is not None:
-        said = _prepare_retraining(cell, lab, model, anatomy, ticket)
+    data, settings, ticket = same_data(cell, lab), cell.settings, _ticket(cell, lab)
     checkpoints = lab.store.scratch(cell.key) / "training"
-
-    def train_on() -> TrainLog:
-        return fine_tune(
-            model,
-            encoded_rows(lab, cell, "train", data.train),
-            TrainSettings(**settings["train"]),
-            seeds,
-            device=device,
-            progress=lambda share: progress(0.9 * share),
-            checkpoints=checkpoints,
-            every_seconds=lab.checkpoint_seconds,
-        )
-
     try:
-        log = train_on()
-    except CheckpointError as error:  # found before anything was trained: what a cell cannot go on from, it starts without
+        model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
+    except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
         lab.reporter.say(f"{error}\n  starting this run anew")
         shutil.rmtree(checkpoints)
-        log = train_on()
+        model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     predictions = _predict_all(cell, lab, data, model)
     dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
     _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if ticket is None else "retrained")
@@ -90,6 +70,29 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     doubts = {} if ticket is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
     if said or doubts:
         write_json(out / "result.json", {"warnings": said} | doubts)
+
+
+def _trained(
+    cell: Cell, lab: Lab, data: TaskData, ticket: Ticket | None, checkpoints: Path, progress: Progress
+) -> "tuple[PreTrainedModel, TrainLog, list[str]]":
+    """The base after training, what was done, and what a user would not expect."""
+    settings, seeds = cell.settings, _run_seeds(cell.settings)
+    device = settings["machine"]["device"]
+    model = load_weights(base_folder(lab, settings["model"]), data.task.labels, head_seed=seeds.head)
+    anatomy = read_anatomy(model)
+    model.to(device)
+    said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
+    log = fine_tune(
+        model,
+        encoded_rows(lab, cell, "train", data.train),
+        TrainSettings(**settings["train"]),
+        seeds,
+        device=device,
+        progress=lambda share: progress(0.9 * share),
+        checkpoints=checkpoints,
+        every_seconds=lab.checkpoint_seconds,
+    )
+    return model, log, said
 
 
 def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
@@ -204,7 +207,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         mask = good.mask if kind.rule == "good" else good.mask | ~good.mask
     overlap, survival = good.mask.overlap_by_type(mask), good.details.get("survival")
     if mask != good.mask and survival is not None:
-        heads, mlps = _anatomy_of(cell, lab, good).survival(mask)
+        heads, mlps = _anatomy_of(lab, good).survival(mask)
         survival = {"heads": heads.tolist(), "mlps": mlps.tolist()}
     ticket = Ticket(
         mask=mask,
@@ -240,7 +243,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
 
 
-def _anatomy_of(cell: Cell, lab: Lab, ticket: Ticket) -> Anatomy:
+def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
     """The anatomy of the base a ticket was found on, read once a run."""
     known = ("anatomy", ticket.base.fingerprint)
     if known not in lab.cache:
