@@ -19,7 +19,7 @@ LEVELS = (
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),
     ("ticket",),
-    ("scope",),
+    ("scope", "objective", "gguf"),
     ("anatomy",),
     ("mask",),
     ("stats", "store"),

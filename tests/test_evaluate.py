@@ -156,7 +156,7 @@ def test_majority_line_of_equally_frequent_classes_does_not_hang_on_row_order() 
 def test_unknown_metric_is_refused_with_those_there_are() -> None:
     with pytest.raises(DataError, match="unknown metric 'bleu'") as error:
         score(answers((0, 1), (0, 1)), "bleu")
-    assert error.value.expected == ["accuracy", "f1", "matthews", "pearson", "spearman"]
+    assert error.value.expected == ["accuracy", "f1", "log_likelihood", "matthews", "pearson", "perplexity", "spearman"]
 
 
 def test_the_tables_of_metrics_and_of_their_kinds_name_the_same() -> None:

@@ -25,10 +25,11 @@ from tombola.anatomy import Anatomy, Layout, read_anatomy, same_anatomy
 from tombola.errors import AnatomyError, MaskError
 from tombola.gates import Gates, ablate, hold, masked, prove_acts
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.prune import prune
 from tombola.scope import scope_parameters, scope_sizes
 from tombola.scores import gate_gradients
-from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights
+from tombola.ticket import Ticket, Weights, fingerprint_folder
 
 HEADS = 4
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from conftest import sentiment_rows, tiny_model
 from tombola.errors import DataError, MaskError, SearchError
 from tombola.evaluate import Predictions
+from tombola.objective import load_weights
 from tombola.scores import CRITERIA, Criterion, Given
 from tombola.search import SEARCHES, magnitude
 from tombola.search.magnitude import MPruneResult, MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.tasks.base import Rows
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
-from tombola.ticket import load_weights
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 ROWS = 100  # of a scripted pass: one row is one hundredth of accuracy

@@ -24,8 +24,8 @@ from tombola.anatomy import read_anatomy
 from tombola.errors import TombolaError
 from tombola.gates import hold
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.store import Store
-from tombola.ticket import load_weights
 from tombola.train import TrainLog, TrainSettings, fine_tune
 
 HOW = TrainSettings(learning_rate=1e-3, epochs=3, batch_size=2, warmup_steps=3, weight_decay=0.1)  # 45 steps, a log every 2

@@ -14,12 +14,12 @@ from tombola.errors import MaskError, SearchError
 from tombola.evaluate import Predictions, Score, predict, score
 from tombola.gates import Gates
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.scores import GateGradients, Importance
 from tombola.search import SEARCHES, structured
 from tombola.search.structured import SPruneResult, SPruneSettings, floor_score, remove_lowest, s_prune
 from tombola.tasks.base import Rows
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
-from tombola.ticket import load_weights
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 ROWS = 100  # of a scripted pass: one row is one hundredth of accuracy

@@ -278,7 +278,7 @@ def test_compare_gives_overlap_chance_and_kappa(world: dict[str, Any], data_fold
 
 def test_all_wrong_settings_are_said_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        resolve({"floor": 0.0, "epochs": 0, "lerning_rate": 1e-4, "floor_rule": "half"}, (1, 1))
+        resolve({"floor": 0.0, "epochs": -1, "lerning_rate": 1e-4, "floor_rule": "half"}, (1, 1))
     text = str(caught.value)
     assert len(caught.value.problems) == 5
     for part in ("floor", "epochs", "did you mean 'learning_rate'?", "fraction_of_full", "a seed is given twice"):

@@ -145,6 +145,7 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "wnli": ("accuracy", (), ("not_entailment", "entailment")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
+        "wikitext2": ("log_likelihood", ("perplexity",), ()),
     }
 
 
@@ -161,7 +162,8 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
-        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, acceptability, nli-overlap, files, hub:<name>[:config]\n"
+        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, acceptability, nli-overlap, "
+        "wikitext2, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 
@@ -180,7 +182,7 @@ def test_all_wrong_options_are_said_at_once() -> None:
         "  expected: train_rows (a whole number from 2 to 100000, default 4000), "
         "report_rows (a whole number from 2 to 100000, default 1000), "
         "challenge_rows (a whole number from 2 to 100000, default 1000), "
-        "strength (a number from 0.5 to 1.0, default 0.9)"
+        "strength (a number from 0.5 to 1.0, default 0.9), answer=words (of a language model, instead of a head)"
     )
     with pytest.raises(DataError, match=r"(?s)no option 'seed'.*train \(a split, default train\), selection \(a"):
         get_task("cola:seed=1")

@@ -26,11 +26,11 @@ from safetensors.torch import save_file
 
 from tombola.errors import FingerprintError, TicketError, TombolaError
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.ticket import (
     Ticket,
     Weights,
     fingerprint_folder,
-    load_weights,
     locate_weights,
     resolve_model,
 )

@@ -20,9 +20,9 @@ from conftest import TINY, sentiment_rows, tiny_model
 from tombola.anatomy import read_anatomy
 from tombola.gates import hold
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.tasks.base import Rows
 from tombola.tasks.encode import Encoded, collate, encode
-from tombola.ticket import load_weights
 from tombola.train import LengthBuckets, RunSeeds, TrainLog, TrainSettings, fine_tune
 
 SEEDS = RunSeeds(head=1, data=2, dropout=3, mask=4)

@@ -20,6 +20,7 @@ from tombola import cli
 from tombola.anatomy import read_anatomy
 from tombola.lesion import LESIONS
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.study import jobs, steps
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.jobs import Found, find, open_lab, plan_controls, plan_find, plan_retrain, plan_test, ticket_of
@@ -27,7 +28,7 @@ from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS, collect
 from tombola.study.settings import RetrainSettings, resolve
 from tombola.study.steps import lesion_seed
-from tombola.ticket import Ticket, load_weights
+from tombola.ticket import Ticket
 from tombola.train import TrainLog
 
 FAST = {"epochs": 4, "learning_rate": 4e-3, "batch_size": 16, "train_rows": 128, "selection_rows": 60}

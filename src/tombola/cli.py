@@ -146,8 +146,9 @@ def inspect(
 ) -> None:
     """What a model is made of: layers, heads, kv-heads, MLP widths, and how many values a mask of each scope has."""
     from tombola.anatomy import Layout, read_anatomy
+    from tombola.objective import load_weights
     from tombola.scope import scope_sizes
-    from tombola.ticket import load_weights, resolve_model
+    from tombola.ticket import resolve_model
 
     _quiet()
     source = resolve_model(model)
@@ -233,7 +234,7 @@ def find(
     values, own = _split_seeds({name: value for name, value in given.items() if value is not None} | _assignments(setting))
     own_rows = _given(train, validation, test, text, label, regression, metric)
     asked = _task(task, own_rows)
-    values = {**implied(asked), **values}
+    values = {**implied(asked, method), **values}
     if ladder is not None:
         _refuse_with_ladder(preset, out)
         lab = _open(store, data, budget=budget)

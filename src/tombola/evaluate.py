@@ -2,9 +2,11 @@
 
 Rows are joined by id, never by position. Each score comes with its majority line: what always answering the most frequent
 class of that split would score. A regression has one output, floats as labels, and correlations as metrics: there any
-constant answer scores 0, which is its line.
+constant answer scores 0, which is its line. Running text is predicted token by token: a row's output is its log-likelihood per
+token, and the line that of the unigram model of the same rows.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +18,19 @@ from torch import Tensor
 
 from tombola.errors import DataError
 from tombola.gates import Gates
-from tombola.scores import GateGradients, gate_gradients
-from tombola.tasks.base import REGRESSION_METRICS, Answer
+from tombola.scores import GateGradients, gate_gradients, row_outputs
+from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Logits by row id, with the true labels of the same rows."""
+    """Logits by row id, with the true labels of the same rows; of running text log-likelihoods, see `row_outputs`."""
 
     ids: tuple[str, ...]
     logits: Float[Tensor, "row out"]
     labels: tuple[Answer, ...]
+    weights: tuple[int, ...] | None = None  # of running text: how many tokens of each row were predicted
 
     @property
     def regression(self) -> bool:
@@ -58,13 +61,13 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
         with torch.inference_mode():
             for rows, inputs in batches(encoded, tokens_per_batch, device):
                 features = {name: value for name, value in inputs.items() if name != "labels"}
-                output = model(**features).logits.float().cpu()
+                output = row_outputs(model(**features).logits, inputs["labels"]).cpu()
                 logits = torch.zeros(len(encoded), output.shape[-1]) if logits is None else logits
                 logits[rows] = output
     finally:
         model.train(was_training)
     assert logits is not None  # encode refuses empty sets
-    return Predictions(encoded.ids, logits.clone(), encoded.labels)
+    return Predictions(encoded.ids, logits.clone(), encoded.labels, _weights(encoded))
 
 
 def score_and_gradients(
@@ -73,7 +76,11 @@ def score_and_gradients(
     """Predictions and gate gradients under the current mask, from the same forward pass."""
     device = next(gates.model.parameters()).device
     gradients = gate_gradients(gates, batches(encoded, tokens_per_batch, device), len(encoded))
-    return Predictions(encoded.ids, gradients.logits, encoded.labels), gradients
+    return Predictions(encoded.ids, gradients.logits, encoded.labels, _weights(encoded)), gradients
+
+
+def _weights(encoded: Encoded) -> tuple[int, ...] | None:
+    return tuple(length - 1 for length in encoded.lengths) if encoded.tokens else None
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -120,7 +127,8 @@ def _spearman(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
 
 
 def _is_constant(values: Sequence[Answer]) -> bool:
-    return float(np.ptp(values)) <= CONSTANT * float(np.max(np.abs(values)))
+    numbers = np.asarray(values, dtype=np.float64)
+    return float(np.ptp(numbers)) <= CONSTANT * float(np.max(np.abs(numbers)))
 
 
 METRICS: dict[str, Callable[[Sequence[Answer], Sequence[Answer]], float]] = {
@@ -134,12 +142,18 @@ METRICS: dict[str, Callable[[Sequence[Answer], Sequence[Answer]], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric on one set of rows. Higher is better; a fraction or a correlation, not a percentage."""
+    """One metric on one set of rows. Higher is better, but for perplexity; a fraction or a correlation, not a percentage.
+
+    log_likelihood is in nats per token, minus the loss; perplexity its exp(−x). Both weigh tokens alike, whatever row they
+    are of; n counts rows.
+    """
 
     metric: str
     value: float
     n: int
-    majority: float  # the same metric for always answering the most frequent class of these rows, or one and the same value
+    # The same metric for an answer that looks at no row: the most frequent class of these rows, one and the same value, or of
+    # running text the frequencies of its tokens.
+    majority: float
 
     @property
     def at_or_below_majority(self) -> bool:
@@ -154,8 +168,13 @@ def score(predictions: Predictions, metric: str) -> Score:
 
     Raises: DataError for an unknown metric, one of the other kind of answers, or predicted values that are not finite.
     """
-    if metric not in METRICS:
-        raise DataError(f"unknown metric {metric!r}", expected=sorted(METRICS))
+    if metric not in METRICS and metric not in TOKEN_METRICS:
+        raise DataError(f"unknown metric {metric!r}", expected=sorted({*METRICS, *TOKEN_METRICS}))
+    if (metric in TOKEN_METRICS) != (predictions.weights is not None):
+        kind = "running text" if predictions.weights is not None else "rows with answers"
+        raise DataError(f"{metric} is no metric of {kind}", expected=", ".join(TOKEN_METRICS if predictions.weights else METRICS))
+    if predictions.weights is not None:
+        return _token_score(predictions, metric)
     if (metric in REGRESSION_METRICS) != predictions.regression:
         kind = "a regression" if predictions.regression else "a classifier"
         raise DataError(f"{metric} is no metric of {kind}", got=f"{predictions.logits.shape[-1]} outputs")
@@ -168,6 +187,16 @@ def score(predictions: Predictions, metric: str) -> Score:
     # of equally frequent classes the one that scores higher: under F1 they differ, and row order may not decide
     majority = max(METRICS[metric](labels, [c] * len(labels)) for c, n in counts.items() if n == max(counts.values()))
     return Score(metric, METRICS[metric](labels, predictions.classes), len(labels), majority)
+
+
+def _token_score(predictions: Predictions, metric: str) -> Score:
+    both = [np.asarray(column, dtype=np.float64) for column in (predictions.values, predictions.labels)]
+    if not np.isfinite(both[0]).all():
+        raise DataError("log-likelihoods are not finite", next="training diverged: try a smaller --learning-rate")
+    value, line = (float(np.average(column, weights=predictions.weights)) for column in both)
+    if metric == "perplexity":
+        value, line = math.exp(-value), math.exp(-line)
+    return Score(metric, value, len(predictions.ids), line)
 
 
 def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric: str = "accuracy") -> dict[str, Score]:

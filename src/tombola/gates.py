@@ -23,7 +23,8 @@ from tombola.errors import MaskError, TicketError
 from tombola.held import HeldValues
 from tombola.lesion import LESIONS
 from tombola.mask import Mask
-from tombola.ticket import Ticket, load_weights, locate_weights
+from tombola.objective import load_weights
+from tombola.ticket import Ticket, locate_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -355,7 +356,7 @@ def load(ticket: "Ticket | Path | str", weights: str | Path = "base", *, layout:
     """
     ticket = ticket if isinstance(ticket, Ticket) else Ticket.from_pretrained(ticket)
     place, fingerprint = locate_weights(ticket, weights)
-    model = load_weights(place, ticket.labels, head_seed=ticket.seeds.get("head", 0))
+    model = load_weights(place, ticket.objective, head_seed=ticket.seeds.get("head", 0))
     anatomy = read_anatomy(model, layout)
     differing = same_anatomy(ticket.anatomy, anatomy.summary())
     if differing:

@@ -24,7 +24,8 @@ from torch import Tensor
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.errors import MaskError
 from tombola.mask import Mask
-from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, resolve_model
+from tombola.objective import load_weights
+from tombola.ticket import Ticket, Weights, fingerprint_folder, resolve_model
 
 Names = Mapping[str, str]  # their name of an array -> the parameter it masks
 SHOWN = 8  # problems that are printed; the rest is counted

@@ -35,7 +35,7 @@ class Importance:
 
 @dataclass(frozen=True, slots=True)
 class GateGradients:
-    """∂L_i/∂ξ for every row i, in fp64 and in the order of the rows asked for, with the logits of the same pass."""
+    """∂L_i/∂ξ for every row i, in fp64 and in the order of the rows asked for, with the outputs of the same pass."""
 
     heads: Float[Tensor, "row attention head"]
     mlps: Float[Tensor, "row layer"]
@@ -67,14 +67,15 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
             with torch.enable_grad():
                 head_gates, mlp_gates = gates.per_example(len(rows))
                 features = {name: value for name, value in inputs.items() if name != "labels"}
-                output = model(**features).logits
-                loss = summed_loss(output, inputs["labels"])
+                raw = model(**features).logits
+                loss = summed_loss(raw, inputs["labels"])
+                output = row_outputs(raw.detach(), inputs["labels"])
             # A gate whose part cannot reach the loss has no gradient: it is zero, not an error.
             by_head, by_mlp = torch.autograd.grad(loss, (head_gates, mlp_gates), allow_unused=True, materialize_grads=True)
             heads[rows] = by_head.transpose(0, 1).double().cpu()
             mlps[rows] = by_mlp.transpose(0, 1).double().cpu()
             logits = torch.zeros(n_rows, output.shape[-1]) if logits is None else logits
-            logits[rows] = output.detach().float().cpu()
+            logits[rows] = output.cpu()
             seen.index_add_(0, rows, torch.ones_like(rows))  # `seen[rows] += 1` counts a row once a batch
     finally:
         model.train(was_training)
@@ -88,13 +89,16 @@ def gate_gradients(gates: Gates, batches: Iterable[tuple[Tensor, Mapping[str, Te
     return GateGradients(heads, mlps, logits)
 
 
-def summed_loss(logits: Float[Tensor, "row out"], labels: Tensor) -> Float[Tensor, ""]:
+def summed_loss(logits: Float[Tensor, "row *position out"], labels: Tensor) -> Float[Tensor, ""]:
     """The sum over rows of each row's own loss, in fp64: what a model of this kind is trained by, as a mean.
 
-    Whole labels: cross-entropy in nats. Floating labels and a single output: the squared error.
+    Whole labels: cross-entropy in nats. Floating labels and a single output: the squared error. Logits for each position:
+    of a row the mean over its predicted tokens (`row_outputs`, whose negative it is).
     Raises: DataError for a single output with whole labels, whose cross-entropy would be 0 whatever the model says, and for
     floating labels with several outputs.
     """
+    if logits.ndim == 3:
+        return -row_outputs(logits, labels).double().sum()
     if labels.is_floating_point() and logits.shape[-1] == 1:
         return (logits.double().squeeze(-1) - labels.double()).square().sum()
     if labels.is_floating_point() or logits.shape[-1] < 2:
@@ -106,6 +110,18 @@ def summed_loss(logits: Float[Tensor, "row out"], labels: Tensor) -> Float[Tenso
         )
     # fp64: for a row the model is sure of, softmax − 1 loses all its digits in fp32
     return cross_entropy(logits.double(), labels, reduction="sum")
+
+
+def row_outputs(logits: Tensor, labels: Tensor) -> Float[Tensor, "row out"]:
+    """What a model says of each row, in fp32: its logits; or, of logits for each position, the log-likelihood per token.
+
+    That is the mean over the predicted tokens of a row (all but its first and its padding, label -100) of the log-probability
+    that the position before gives them, in nats; [row, 1].
+    """
+    if logits.ndim < 3:
+        return logits.float()
+    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
+    return -(losses.sum(1) / (labels[:, 1:] != -100).sum(1))[:, None]
 
 
 def per_example(gradients: Float[Tensor, "row ..."], batch_size: int) -> Float[Tensor, "..."]:

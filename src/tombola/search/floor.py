@@ -20,6 +20,13 @@ def floor_score(full: Score, floor: float, rule: FloorRule) -> float:
     above = full.value - full.majority
     if rule == "fraction_above_baseline":
         return full.majority + floor * above if above > 0 else full.value
+    if full.value < 0:
+        raise SearchError(
+            "a share of a negative score means nothing",
+            got=f"{full.metric} {full.value:.4f}",
+            expected="a score above zero",
+            next="take --floor-rule fraction_above_baseline",
+        )
     if above <= 0:
         raise SearchError(
             "the full model is not better than the majority line, so a share of its score means nothing",

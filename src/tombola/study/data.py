@@ -3,6 +3,7 @@
 Everything is read once a run and kept in the lab's cache; what a cell was planned for is checked against what is there now.
 """
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
         settings["selection_rows"],
         settings["selection_split"],
         settings["split_seed"],
+        settings.get("report_rows"),
     )
     if known not in lab.cache:
         task = task_of(lab, spec, settings.get("source"))
@@ -140,10 +142,19 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
         if settings["selection_split"] == "dev":
             cap = min(len(report), settings["selection_rows"] or len(report))
             selection, name = report.take(range(cap)), task.splits["report"]
-        doubts = data_doubts(task, rows)
-        lab.cache[known] = TaskData(task, train, selection, report, rows.get("challenge"), leaked, name, doubts)
+        doubts, challenge = list(data_doubts(task, rows)), rows.get("challenge")
+        if cap := settings.get("report_rows"):
+            doubts += [f"scores are on {cap:,} rows drawn of {len(report):,}"] if cap < len(report) else []
+            report = _drawn(report, cap, settings["split_seed"])
+            challenge = None if challenge is None else _drawn(challenge, cap, settings["split_seed"])
+        lab.cache[known] = TaskData(task, train, selection, report, challenge, leaked, name, tuple(doubts))
     data: TaskData = lab.cache[known]
     return data
+
+
+def _drawn(rows: Rows, cap: int, seed: int) -> Rows:
+    """At most `cap` of these rows, drawn by seed, in file order."""
+    return rows.take(sorted(random.Random(seed).sample(range(len(rows)), min(cap, len(rows)))))
 
 
 def same_data(cell: Cell, lab: Lab) -> TaskData:
@@ -167,7 +178,8 @@ def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
     if known not in lab.cache:
         data = cell.settings["data"]
         _check_length(lab, cell)
-        lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"])
+        objective = task_of(lab, data["task"], data.get("source")).objective
+        lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"], objective)
     encoded: Encoded = lab.cache[known]
     return encoded
 

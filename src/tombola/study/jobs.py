@@ -188,19 +188,22 @@ def find(
     Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
     wrong setting at once.
     """
-    resolved = resolve({**implied(task), **settings}, seeds, own_seeds, method=method, preset=preset)
+    resolved = resolve({**implied(task, method), **settings}, seeds, own_seeds, method=method, preset=preset)
     lab = lab or open_lab(store, data)
     planned = plan_find(lab, model, task, resolved, seeds)
     lab.run([cell for found in planned for cell in found.cells])
     return [found_ticket(lab, found) for found in planned]
 
 
-def implied(task: str | Task) -> dict[str, Any]:
-    """Settings that a task sets where the user does not: rows it has for choosing masks are what masks are chosen on."""
-    if isinstance(task, str) and "selection=" not in task:
+def implied(task: str | Task, method: str) -> dict[str, Any]:
+    """Settings that a task sets where the user does not: rows it has for choosing masks are what masks are chosen on; and a
+    share of a log-likelihood, which is negative, is a share of what it is above its line."""
+    if isinstance(task, str) and task.startswith("hub:"):
         return {}
-    splits = (task if isinstance(task, Task) else get_task(task)).splits
-    return {"selection_split": "validation"} if "selection" in splits else {}
+    known = task if isinstance(task, Task) else get_task(task)
+    said = {"selection_split": "validation"} if "selection" in known.splits else {}
+    rule = {} if known.labels or "floor_rule" not in options_of(method) else {"floor_rule": "fraction_above_baseline"}
+    return said | rule
 
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:
@@ -255,13 +258,13 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     import time
 
     from tombola.evaluate import predict
-    from tombola.ticket import load_weights
+    from tombola.objective import load_weights
 
     dense = next(one for one in cell.needed() if "data" in one.settings)
     data = task_data(lab, dense.settings["data"]["task"], dense.settings["data"])
     rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
     encoded = encoded_rows(lab, dense, "calibration", rows)
-    model = load_weights(base_folder(lab, dense.settings["model"]), data.task.labels, head_seed=0)
+    model = load_weights(base_folder(lab, dense.settings["model"]), data.task.objective, head_seed=0)
     predict(model, encoded)  # the first pass pays for set-up
     started = time.perf_counter()
     predict(model, encoded)
@@ -355,7 +358,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
     values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source")}
     if task is not None and spec != ticket.task and values.get("selection_split") == "validation":
         del values["selection_split"]  # of rows that the other task need not have
-    values |= ({} if task is None else implied(task)) | dict(changes or {})
+    values |= ({} if task is None else implied(task, method_of(ticket))) | dict(changes or {})
     resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
@@ -403,7 +406,10 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
 def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
     source, spec = resolve_model(model), named(lab, task)
-    data = task_data(lab, spec, asdict(settings.data))
+    said = asdict(settings.data)
+    if said["report_rows"] is None:  # what is not asked for is not said: cells made before there was such a cap keep their keys
+        del said["report_rows"]
+    data = task_data(lab, spec, said)
     rows = {
         "rows": data.fingerprints(),
         "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
@@ -411,7 +417,7 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[
     return {
         "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
         | {"files": fingerprint_files(source.folder)},
-        "data": {"task": spec} | asdict(settings.data) | rows | source_of(lab, spec),
+        "data": {"task": spec} | said | rows | source_of(lab, spec),
         "machine": machine(),
     }
 

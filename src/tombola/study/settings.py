@@ -24,6 +24,7 @@ class DataSettings:
 
     train_rows: Annotated[int, Ge(2)] | None = None  # cap on the rows trained on; None = all
     selection_rows: Annotated[int, Ge(2)] | None = None  # cap on the rows the mask is chosen on
+    report_rows: Annotated[int, Ge(2)] | None = None  # cap on the report and challenge rows, drawn by split_seed
     # validation: the rows a task has for this itself, apart from those it reports on (`files` with --test)
     selection_split: Literal["held_out_from_train", "dev", "validation"] = "held_out_from_train"
     split_seed: Annotated[int, Ge(0)] = 0  # which train rows are held out; the same rows for every run seed

@@ -25,6 +25,7 @@ from tombola.evaluate import Predictions, agreement, predict, score, subgroup_sc
 from tombola.gates import hold, lesion_of, masked, prove_acts
 from tombola.lesion import copy_values
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.scope import scope_parameters
 from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
@@ -36,7 +37,7 @@ from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
 from tombola.tasks import bare_name
-from tombola.ticket import Ticket, Weights, fingerprint_folder, load_weights, locate_weights, resolve_model
+from tombola.ticket import Ticket, Weights, fingerprint_folder, locate_weights, resolve_model
 from tombola.train import RunSeeds, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
@@ -78,10 +79,12 @@ def _trained(
     """The base after training, what was done, and what a user would not expect."""
     settings, seeds = cell.settings, _run_seeds(cell.settings)
     device = settings["machine"]["device"]
-    model = load_weights(base_folder(lab, settings["model"]), data.task.labels, head_seed=seeds.head)
+    model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
     anatomy = read_anatomy(model)
     model.to(device)
     said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
+    if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
+        said.append("nothing was trained (epochs 0): the task head was drawn, and scores are those of chance")
     log = fine_tune(
         model,
         encoded_rows(lab, cell, "train", data.train),
@@ -100,7 +103,7 @@ def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy:
     options, mask = RetrainSettings(**cell.settings["retrain"]), ticket.mask
     said = []
     if options.retrain_start == "pretrained_keep_tuned_embeddings":
-        tuned = load_weights(lab.folder(cell.inputs["dense"]) / "weights", ticket.labels, head_seed=0)
+        tuned = load_weights(lab.folder(cell.inputs["dense"]) / "weights", ticket.objective, head_seed=0)
         copy_values(model, tuned, scope_parameters(model, anatomy, "embeddings"))
     lesion_of(ticket)(model, anatomy)
     if options.empty_layer_bias == "mask_keeps_shrink_drops" and mask.heads is not None:
@@ -120,7 +123,7 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     assert isinstance(dense, Cell)
     data = same_data(dense, lab)
     labels = data.task.labels
-    model = load_weights(lab.folder(dense) / "weights", labels, head_seed=0)
+    model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
     model.to(dense.settings["machine"]["device"])
     anatomy, tried = read_anatomy(model), list[object]()
 
@@ -158,7 +161,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         labels=labels,
         preset=cell.settings["preset"],
         settings={"method": cell.settings["method"], "search": cell.settings["search"], "data": dense.settings["data"]}
-        | {"train": dense.settings["train"], "machine": dense.settings["machine"]},
+        | {"train": dense.settings["train"], "machine": dense.settings["machine"]}
+        | ({"objective": said} if (said := data.task.objective.describe()) else {}),
         seeds=seeds,
         metrics=tuple(
             {"split": "selection", "what": what, "metric": one.metric, "value": one.value, "n": one.n, "majority": one.majority}
@@ -248,7 +252,7 @@ def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
     known = ("anatomy", ticket.base.fingerprint)
     if known not in lab.cache:
         source = resolve_model(ticket.base.name, ticket.base.revision)
-        lab.cache[known] = read_anatomy(load_weights(source.folder, ticket.labels, head_seed=0))
+        lab.cache[known] = read_anatomy(load_weights(source.folder, ticket.objective, head_seed=0))
     anatomy: Anatomy = lab.cache[known]
     return anatomy
 
@@ -267,7 +271,7 @@ def _scores_found_on(cell: Cell, lab: Lab, good: Ticket) -> dict[str, torch.Tens
         steps = load_file(lab.folder(searched) / "steps.safetensors")
         return {"heads": steps["head_importance"][0], "mlps": steps["mlp_importance"][0]}
     folder, _ = locate_weights(good, "found_on")
-    model = load_weights(folder, good.labels, head_seed=0)
+    model = load_weights(folder, good.objective, head_seed=0)
     return magnitude(Wanted(model=model, names=list(good.mask.values)))
 
 
@@ -280,7 +284,7 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         folder = base_folder(lab, cell.settings["model"])
     else:
         folder = lab.folder(weights) / "weights" if isinstance(weights, Cell) else weights.folder
-    model = load_weights(folder, data.task.labels, head_seed=cell.settings["seeds"]["head"])
+    model = load_weights(folder, data.task.objective, head_seed=cell.settings["seeds"]["head"])
     anatomy = read_anatomy(model)
     model.to(cell.settings["machine"]["device"])
     anatomy.check(ticket.mask)
@@ -378,9 +382,9 @@ def _write_scores(
     write_rows(
         out / "predictions.jsonl",
         (
-            {"role": role, "id": row, "label": label, "logits": logits}
+            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
             for role, one in predictions.items()
-            for row, label, logits in zip(one.ids, one.labels, one.logits.tolist(), strict=True)
+            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
         ),
     )
 
@@ -396,7 +400,10 @@ def _read_predictions(folder: Path) -> dict[str, Predictions]:
         by_role.setdefault(row["role"], []).append(row)
     return {
         role: Predictions(
-            tuple(row["id"] for row in rows), torch.tensor([row["logits"] for row in rows]), tuple(row["label"] for row in rows)
+            tuple(row["id"] for row in rows),
+            torch.tensor([row["logits"] for row in rows]),
+            tuple(row["label"] for row in rows),
+            tuple(row["weight"] for row in rows) if "weight" in rows[0] else None,
         )
         for role, rows in by_role.items()
     }

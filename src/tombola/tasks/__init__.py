@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import DataError
-from tombola.tasks import generated, glue
+from tombola.tasks import generated, glue, text
 from tombola.tasks.base import Grammar, Hub, Loaded, Role, Rows, Task, shared_texts, split_selection
-from tombola.tasks.files import described_task, files_task, hub_task, spec_of
+from tombola.tasks.files import described_task as _described
+from tombola.tasks.files import files_task, hub_task, spec_of
+from tombola.tasks.prompts import PROMPTS, asked_in_words
 
 __all__ = [
     "TASKS",
@@ -24,6 +26,7 @@ __all__ = [
     "Role",
     "Rows",
     "Task",
+    "asked_in_words",
     "bare_name",
     "data_doubts",
     "described_task",
@@ -48,17 +51,20 @@ TASKS: dict[str, Task] = {
     "wnli": glue.WNLI,
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
+    "wikitext2": text.WIKITEXT2,
 }
 
 ROLES: tuple[Role, ...] = ("train", "selection", "report", "challenge")
 NO_SPLIT = "none"  # as the split of a role that a task can do without
+IN_WORDS = "answer=words"  # asks a language model, see `asked_in_words`
 
 
 def get_task(spec: str) -> Task:
     """The task of "name" or "name:option=value,option=value", all its options resolved.
 
     Options of a generated task are numbers. Those of a task with data are the roles of its splits, as in
-    "qnli:train=train_from_dev,report=validation"; `challenge=none` leaves a role out. "hub:<name>[:config][@revision]" is any
+    "qnli:train=train_from_dev,report=validation"; `challenge=none` leaves a role out. With `answer=words` a task with classes
+    asks a language model for words instead of a head for classes. "hub:<name>[:config][@revision]" is any
     data set of the Hub, its columns guessed (`hub_task` names them); the task `files` is made by `files_task`.
 
     Raises: DataError for an unknown name, or saying every option that is unknown, repeated or out of range; as `hub_task`.
@@ -78,13 +84,17 @@ def get_task(spec: str) -> Task:
         raise DataError(f"there is no task {name!r}", got=repr(spec), expected=", ".join(known), next=_nearest(name, TASKS))
     task = TASKS[name]
     written = isinstance(task.source, Grammar)
+    parts = rest.split(",") if colon else []
+    if IN_WORDS in parts and name in PROMPTS:
+        parts.remove(IN_WORDS)
+        task = asked_in_words(task)
     known = list(task.options if written else ROLES)
     given: dict[str, Any] = {}
     problems: list[str] = []
-    for part in rest.split(",") if colon else ():
-        option, equals, text = part.partition("=")
+    for part in parts:
+        option, equals, said = part.partition("=")
         read = generated.parse_option if written else _split_name
-        value = read(option, text) if option in known else None
+        value = read(option, said) if option in known else None
         if not equals:
             problems.append(f"{part!r} is not option=value")
         elif option not in known:
@@ -93,7 +103,7 @@ def get_task(spec: str) -> Task:
         elif option in given:
             problems.append(f"{option} is given twice")
         elif value is None:
-            problems.append(f"{option}={text} is not {generated.option_range(option) if written else 'the name of a split'}")
+            problems.append(f"{option}={said} is not {generated.option_range(option) if written else 'the name of a split'}")
         else:
             given[option] = value
     named: dict[Any, str] = dict(task.splits) | ({} if written else given)
@@ -105,6 +115,7 @@ def get_task(spec: str) -> Task:
             described = [f"{option} ({generated.option_range(option)}, default {v})" for option, v in task.options.items()]
         else:
             described = [f"{role} (a split, default {task.splits.get(role, NO_SPLIT)})" for role in ROLES]
+        described += [f"{IN_WORDS} (of a language model, instead of a head)"] if name in PROMPTS else []
         raise DataError(f"wrong options of task {name}", got="\n            ".join(problems), expected=", ".join(described))
     return replace(task, options={**task.options, **given}) if written else replace(task, splits=splits)
 
@@ -115,6 +126,12 @@ def _split_name(role: str, text: str) -> str | None:
     return text if good else None
 
 
+def described_task(description: Mapping[str, Any]) -> Task:
+    """The Hub data set that a cell or ticket describes, read again at its commit and asked as it was."""
+    task, prompt = _described(description), description.get("prompt")
+    return task if prompt is None else asked_in_words(task, prompt["template"], prompt["words"])
+
+
 def bare_name(spec: str) -> str:
     """A task's name without what only tells it from others of its name: options of grammars, fingerprints of files.
 
@@ -122,7 +139,7 @@ def bare_name(spec: str) -> str:
     """
     name = spec.partition("#")[0].partition(":")[0]
     if name in TASKS and isinstance(TASKS[name].source, Grammar):
-        return name
+        return f"{name}:{IN_WORDS}" if IN_WORDS in spec.split(":")[-1].split(",") else name
     return spec.partition("#")[0]
 
 
@@ -160,4 +177,6 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         return generated.write(task, role, seed=seed)
     if isinstance(task.source, Loaded):
         return task.source.rows[task.splits[role]]
+    if not task.labels:
+        return text.load(task, task.splits[role], data_dir=data_dir)
     return glue.load(task, task.splits[role], data_dir=data_dir)

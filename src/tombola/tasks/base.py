@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tombola.errors import DataError
+from tombola.objective import Objective, Prompt
 
 # selection: rows for choosing a mask, where a task has such; else they are held out of train
 Role = Literal["train", "selection", "report", "challenge"]
 
-Answer = int | float  # int: a class, as an index into Task.labels; float: the value of a regression
+# int: a class, as an index into Task.labels; float: the value of a regression; None: of running text, which is its own answer
+Answer = int | float | None
 
 # Which metrics there are, and for what kind of answer; `tombola.evaluate` computes them.
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman")
+TOKEN_METRICS = ("log_likelihood", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class Task:
 
     name: str  # also the folder of the task under --data
     text: tuple[str, ...]  # columns the model reads, in this order
-    labels: tuple[str, ...]  # class names in the order of their ids; a single name is that of a value: a regression
+    # class names in the order of their ids; a single name is that of a value: a regression; none: the text itself is asked for
+    labels: tuple[str, ...]
     metric: str  # both the reported one and the one that stops a search
     splits: Mapping[Role, str]  # role -> name of the split that plays it
     source: Hub | Grammar | Loaded
@@ -98,11 +102,17 @@ class Task:
     doubts: tuple[str, ...] = ()  # what every result on this task has to be read with
     label_column: str = "label"
     id_column: str | None = "idx"  # None: rows are named by their number
+    prompt: Prompt | None = None  # with it a language model is asked for words, without it any model by a head
 
     @property
     def regression(self) -> bool:
         """Whether the answer is a number instead of a class."""
         return len(self.labels) == 1
+
+    @property
+    def objective(self) -> Objective:
+        """What a model is asked."""
+        return Objective(self.labels, self.prompt, tokens=not self.labels)
 
 
 def shared_texts(rows: Rows, other: Rows) -> tuple[str, ...]:
@@ -150,7 +160,11 @@ def split_selection(
     held_out = set(selection.texts)
     rest = [i for i in reversed(order) if train.texts[i] not in held_out]
     parts = {"train": train.take(sorted(rest[:max_train])), "selection": selection}
-    if single := {name: len(part) for name, part in parts.items() if len(set(part.labels)) < 2}:
+    if single := {
+        name: len(part)
+        for name, part in parts.items()
+        if len(set(part.labels) - {None}) < 2 and part.labels != (None,) * len(part)
+    }:
         different = "different values" if all(isinstance(label, float) for label in train.labels) else "classes"
         raise DataError(
             f"{' and '.join(single)} would hold fewer than two {different}",

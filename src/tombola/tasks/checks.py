@@ -39,7 +39,7 @@ def good_rows(task: Task, split: str, numbered: Numbered, problems: Problems) ->
     if not labels and not problems:
         problems["no rows"] = []
     if len(set(labels)) == 1:
-        same = f"has the same value, {labels[0]:g}" if task.regression else f"is of one class, {task.labels[int(labels[0])]}"
+        same = f"has the same value, {labels[0]:g}" if task.regression else f"is of one class, {task.labels[int(labels[0] or 0)]}"
         problems[f"every good row {same}"] = []
     return Rows(ids=tuple(f"{split}:{id}" for id in ids), texts=tuple(texts), labels=tuple(labels))
 

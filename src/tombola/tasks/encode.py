@@ -4,6 +4,8 @@ Padding is most of the work of a short-text task done the usual way, so rows of 
 joined by row number afterwards; nothing may depend on which rows met in a batch.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tombola.errors import DataError
+from tombola.objective import Objective
 from tombola.tasks.base import Answer, Rows
 
 # Small enough that a batch holds rows of one length (4 to 6 % padding on GLUE's dev sets, 8 to 28 % at 4096), and still
@@ -25,10 +28,11 @@ class Encoded:
 
     ids: tuple[str, ...]
     inputs: tuple[Mapping[str, tuple[int, ...]], ...]  # per row: input_ids and, where the model has them, token_type_ids
-    labels: tuple[Answer, ...]
+    labels: tuple[Answer, ...]  # of running text the log-likelihood per token of its unigram model, see `encode`
     truncated: int  # rows that were longer than max_length and lost their end
     pad: Mapping[str, int]  # the value each input is padded with
     pad_to: int | None = None  # every row is padded to so many tokens; None = to the longest of its batch
+    tokens: bool = False  # every token but the first of a row is to be predicted from those before it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,29 +48,62 @@ class Encoded:
         return self.lengths if self.pad_to is None else [self.pad_to] * len(self)
 
 
-def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed") -> Encoded:
+def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed", objective: Objective = Objective()) -> Encoded:
     """Tokenised `rows`, cut to `max_length` tokens (of a pair, the longer text loses); padding = "max_length" pads all to that.
 
-    Raises: DataError on an empty set.
+    For an objective of words each row becomes its prompt, of which the texts alone are cut. For one of tokens the label of a
+    row is what the unigram model of these very rows gives it, in nats per predicted token: the best that an answer can do
+    which looks at no context, as the majority line is for classes.
+
+    Raises: DataError on an empty set, or when the question of a prompt leaves no room for a text.
     """
     if not len(rows):
         raise DataError("there are no rows to encode", expected="at least one row")
-    columns = list(zip(*rows.texts, strict=True))
+    question: list[int] = []
+    columns = [list(column) for column in zip(*rows.texts, strict=True)]
+    if objective.prompt is not None:
+        question = tokenizer(objective.prompt.question, add_special_tokens=False)["input_ids"]
+        columns = [[objective.prompt.body(texts) for texts in rows.texts]]
+    if len(question) >= max_length - 1:
+        raise DataError(
+            "the question of the prompt leaves no room for a text",
+            got=f"{len(question)} tokens, max_length {max_length}",
+            next="raise --set max_length=…, or ask more shortly",
+        )
+
+    def tokenised(most: int) -> Any:
+        return tokenizer(*columns, truncation=True, max_length=most - len(question), return_attention_mask=False)
+
     # One token more than allowed shows which rows were cut, without a warning per row.
-    tokens = tokenizer(*map(list, columns), truncation=True, max_length=max_length, return_attention_mask=False)
+    tokens, full = tokenised(max_length), tokenised(max_length + 1)
     names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
-    full = tokenizer(*map(list, columns), truncation=True, max_length=max_length + 1, return_attention_mask=False)
     truncated = sum(len(a) != len(b) for a, b in zip(tokens["input_ids"], full["input_ids"], strict=True))
-    inputs = tuple({name: tuple(tokens[name][i]) for name in names} for i in range(len(rows)))
-    pad = {"input_ids": int(tokenizer.pad_token_id), "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0))}
+    asked = {"input_ids": tuple(question), "token_type_ids": (0,) * len(question)}
+    inputs = tuple({name: tuple(tokens[name][i]) + asked[name] for name in names} for i in range(len(rows)))
+    # A decoder's tokenizer may have no token for padding; whichever stands there, it is masked.
+    padded_by = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = {"input_ids": int(padded_by), "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0))}
     pad_to = max_length if padding == "max_length" else None
-    return Encoded(rows.ids, inputs, rows.labels, truncated, {name: pad[name] for name in names}, pad_to)
+    labels = _unigram([row["input_ids"] for row in inputs], rows.ids) if objective.tokens else rows.labels
+    return Encoded(rows.ids, inputs, labels, truncated, {name: pad[name] for name in names}, pad_to, objective.tokens)
+
+
+def _unigram(rows: Sequence[tuple[int, ...]], ids: Sequence[str]) -> tuple[float, ...]:
+    """Mean log-likelihood of the predicted tokens (all but the first) of each row under their own frequencies in all rows."""
+    if short := [id for id, row in zip(ids, rows, strict=True) if len(row) < 2]:
+        raise DataError(
+            "rows of a single token have nothing to predict", got=", ".join(short[:5]), expected="two tokens or more in each row"
+        )
+    counts = Counter(token for row in rows for token in row[1:])
+    total = math.log(counts.total())
+    return tuple(sum(math.log(counts[token]) - total for token in row[1:]) / (len(row) - 1) for row in rows)
 
 
 def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
     """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch].
 
-    Labels are int64 for classes and float32 for a regression, which is how a model and `tombola.scores` tell the two apart.
+    Labels are int64 for classes and float32 for a regression, which is how a model and `tombola.scores` tell the two apart; of
+    running text they are its tokens, [batch, seq], with -100 for padding.
     """
     longest = encoded.pad_to or max(len(encoded.inputs[i]["input_ids"]) for i in rows)
     batch = {
@@ -75,7 +112,10 @@ def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
     }
     lengths = torch.tensor([len(encoded.inputs[i]["input_ids"]) for i in rows])
     batch["attention_mask"] = (torch.arange(longest)[None, :] < lengths[:, None]).long()
-    batch["labels"] = torch.tensor([encoded.labels[i] for i in rows])
+    if encoded.tokens:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    else:
+        batch["labels"] = torch.tensor([encoded.labels[i] for i in rows])
     return batch
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,8 @@ def spec_of(task: Task) -> str:
     """What a cell calls a task that holds its rows: its name and a fingerprint of answers, metric and every row."""
     assert isinstance(task.source, Loaded)
     rows = {role: [one.ids, one.texts, one.labels] for role, split in task.splits.items() for one in (task.source.rows[split],)}
-    content = json.dumps([task.labels, task.metric, sorted(rows.items())], separators=(",", ":"))
+    said = [task.labels, task.metric, sorted(rows.items()), *([asdict(task.prompt)] if task.prompt else [])]
+    content = json.dumps(said, separators=(",", ":"))
     return f"{task.name}#{sha256(content.encode()).hexdigest()[:12]}"
 
 

@@ -65,7 +65,7 @@ def load(task: Task, split: str, *, data_dir: Path | None) -> Rows:
     if data_dir is None:
         where, numbered = f"split {split!r} of {task.name} from the Hub", _from_hub(task, split)
     else:
-        path = _find(data_dir, task.name, split)
+        path = find_file(data_dir, task.name, split)
         where, numbered = str(path), read_rows(path, (*task.text, "label", "idx"), problems)
     rows = good_rows(task, split, numbered, problems)
     if problems:
@@ -79,7 +79,8 @@ def load(task: Task, split: str, *, data_dir: Path | None) -> Rows:
     return rows
 
 
-def _find(data_dir: Path, task: str, split: str) -> Path:
+def find_file(data_dir: Path, task: str, split: str) -> Path:
+    """The file of a split in a folder of data. Raises: DataError saying what is there instead."""
     folder = data_dir / task
     for place in (data_dir, folder):
         if not place.is_dir():
