@@ -251,28 +251,33 @@ def first_tensor(output: Any) -> Tensor:
     return logits if isinstance(logits, Tensor) else next(x for x in tensors if isinstance(x, Tensor))
 
 
+FILLED = 256  # removed values of a parameter that a proof fills
+
+
 def _prove_values_act(model: nn.Module, mask: Mask) -> None:
     """Every parameter that loses values is read by the model, and filling them with random numbers moves the output.
 
-    One forward and backward pass for the first, two forward passes for the second (two more, of a copy in fp64, where they do
-    not decide); weights are given back bit for bit.
+    One forward pass for the first, two for the second (two more, of a copy in fp64, where they do not decide). Of each parameter
+    at most `FILLED` removed values are filled, and they alone are copied: the proof takes no memory to speak of. Weights are
+    given back bit for bit.
     Raises: MaskError. A mask of key biases alone is refused too: a bias of all keys moves no softmax.
     """
     parameters = dict(model.named_parameters())
     losing = {name: part for name, part in mask.values.items() if not bool(part.all())}
     if not losing:
         return
-    probe, wanted = probe_inputs(model, batch=2), {name: parameters[name].requires_grad for name in losing}
+    probe, wanted = probe_inputs(model, batch=2), [p for p in model.parameters() if p.requires_grad]
     with evaluating(model), torch.enable_grad():
-        for name in losing:
-            parameters[name].requires_grad_(True)
+        model.requires_grad_(False)
         try:
-            moved = first_tensor(model(**probe)).double().square().sum()
-            unread = torch.autograd.grad(moved, [parameters[name] for name in losing], allow_unused=True)
+            for name in losing:
+                parameters[name].requires_grad_(True)
+            read = _reached(first_tensor(model(**probe)))
         finally:
-            for name, was in wanted.items():
-                parameters[name].requires_grad_(was)
-    idle = [name for name, gradient in zip(losing, unread, strict=True) if gradient is None]
+            model.requires_grad_(False)
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+    idle = [name for name in losing if id(parameters[name]) not in read]
     # Rounding alone moves the output by 1e-6 of it. What moves it no further is asked again where rounding is 1e-15, of a
     # copy: a bias of all keys still does nothing there, and a single weight of the last layer does.
     if idle or not (_moves(model, losing, 1e-4) or _moves(copy.deepcopy(model).double(), losing, 1e-10)):
@@ -284,17 +289,42 @@ def _prove_values_act(model: nn.Module, mask: Mask) -> None:
         )
 
 
+def _reached(output: Tensor) -> set[int]:
+    """Identities of the leaves that require gradients and that `output` was computed from; nothing is differentiated."""
+    found, seen, ahead = set[int](), set[Any](), [output.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        ahead += [after for after, _ in node.next_functions]
+    return found
+
+
 def _moves(model: nn.Module, losing: Mapping[str, Tensor], tolerance: float) -> bool:
     """Whether random numbers in place of removed values move the output, by more than `tolerance` of its largest entry."""
-    parameters, generator = dict(model.named_parameters()), torch.Generator().manual_seed(2)
-    outputs = []
-    for fill in (0.0, 1.0):
-        with evaluating(model), torch.no_grad(), restored([parameters[name] for name in losing]):
-            for name, part in losing.items():
-                noise = torch.randn(part.shape, generator=generator).to(parameters[name])
-                spread = parameters[name].std() if parameters[name].numel() > 1 else parameters[name].abs()
-                parameters[name].copy_(torch.where(part.to(noise.device), parameters[name], fill * (spread + 0.01) * noise))
-            outputs.append(first_tensor(model(**probe_inputs(model, batch=2))).double())
+    parameters, generator, outputs = dict(model.named_parameters()), torch.Generator().manual_seed(2), []
+    filled: list[tuple[nn.Parameter, tuple[Tensor, ...], Tensor, Tensor]] = []  # parameter, where, what was there, and noise
+    for name, part in losing.items():
+        where = torch.nonzero(~part.flatten()).flatten()
+        if len(where) > FILLED:  # spread over the parameter
+            where = where[torch.linspace(0, len(where) - 1, FILLED, dtype=torch.float64).long()]
+        parameter = parameters[name]
+        at = torch.unravel_index(where.to(parameter.device), parameter.shape)
+        spread = parameter.detach().std() if parameter.numel() > 1 else parameter.detach().abs().amax()
+        noise = (spread + 0.01) * torch.randn(len(where), generator=generator).to(parameter)
+        filled.append((parameter, at, parameter.detach()[at].clone(), noise))
+    with evaluating(model), torch.no_grad():
+        try:
+            for fill in (0.0, 1.0):
+                for parameter, at, _, noise in filled:
+                    parameter[at] = fill * noise
+                outputs.append(first_tensor(model(**probe_inputs(model, batch=2))).double())
+        finally:
+            for parameter, at, before, _ in filled:
+                parameter[at] = before
     return bool((outputs[0] - outputs[1]).abs().amax() > tolerance * outputs[0].abs().amax().clamp_min(1e-6))
 
 
@@ -339,7 +369,7 @@ def hold(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Gates:
     gates = Gates(model, anatomy, mask.structured())
     gates.zero()
     if mask.values:
-        gates.held = HeldValues(model, mask.values)
+        gates.held = HeldValues(model, mask.values, copy=False)
     model.tombola_gates = gates  # type: ignore[assignment]
     return gates
 

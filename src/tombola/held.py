@@ -26,7 +26,8 @@ class HeldValues:
     """Holds single values of named parameters at zero, from now on until `remove`.
 
     values: parameter name (of `model.named_parameters()`) -> mask of its shape, True = kept. They are copied, as one byte a
-    value; a parameter that loses nothing costs nothing. Values and their gradients are zeroed at once.
+    value (with copy=False they are those of a `Mask`, which nobody writes to); a parameter that loses nothing costs nothing.
+    Values and their gradients are zeroed at once.
 
     Follows the model to other devices and types, and to a deep copy, which then holds on its own. A model has at most one:
     for another mask, `remove` the first. An infinite gradient of a removed value becomes NaN and not 0, so that a scaler
@@ -36,7 +37,7 @@ class HeldValues:
     holds values already.
     """
 
-    def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, values: Mapping[str, Tensor], *, copy: bool = True) -> None:
         if HeldValues.on(model) is not None:
             raise MaskError(
                 "the model holds values already",
@@ -47,7 +48,8 @@ class HeldValues:
         check_fits(model, values)
         self.model = model
         # Shared with the hooks, which find a mask here that has moved to another device.
-        self._masks = {name: part.to(torch.uint8, copy=True) for name, part in values.items() if not bool(part.all())}
+        held = {name: part for name, part in values.items() if not bool(part.all())}
+        self._masks = {name: part.to(torch.uint8, copy=True) if copy else part.view(torch.uint8) for name, part in held.items()}
         self._armed: dict[str, tuple[nn.Parameter, RemovableHandle]] = {}
         self._handle: RemovableHandle | None = model.register_forward_pre_hook(self._before_forward)
         with torch.no_grad():

@@ -40,19 +40,7 @@ class Mask:
     values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ranks = {"heads": 2, "mlps": 1, "neurons": 2}
-        wrong = {
-            name: part
-            for name, part in self.parts().items()
-            if part.dtype != torch.bool or part.ndim != ranks.get(name, part.ndim)
-        }
-        if wrong:
-            raise MaskError(
-                f"mask parts are not boolean tensors of the right rank: {', '.join(wrong)}",
-                got="; ".join(f"{name}: {part.dtype} of shape {tuple(part.shape)}" for name, part in wrong.items()),
-                expected="torch.bool, True = kept; heads [layer, head], mlps [layer], neurons [layer, d_ffn], values any shape",
-                next="compare scores with a threshold, or use .bool()",
-            )
+        _check(self.parts())
         if taken := self.values.keys() & set(UNITS):
             raise MaskError("a parameter has the name of a part", got=sorted(taken), expected=f"names other than {UNITS}")
         # A private copy: a mask may not change because the tensor it was made from does.
@@ -179,8 +167,9 @@ class Mask:
                     got=f"{bits.size} × {bits.dtype}",
                     expected=f"{-(-n // 8)} bytes for shape {tuple(shape)}",
                 )
-            flat = np.unpackbits(bits, count=n, bitorder="little").astype(bool)
+            flat = np.unpackbits(bits, count=n, bitorder="little").view(bool)
             parts[name] = torch.from_numpy(flat).reshape(tuple(shape))
+        _check(parts)
         return _from_parts(parts)
 
     def _combine(self, other: "Mask", rule: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
@@ -191,8 +180,25 @@ class Mask:
 
 
 def _from_parts(parts: Mapping[str, Tensor]) -> Mask:
-    units = {name: parts[name] for name in UNITS if name in parts}
-    return Mask(**units, values={name: part for name, part in parts.items() if name not in UNITS})
+    """The mask of these parts, which nobody else may write to: they are taken as they are, a byte an entry being much."""
+    mask = object.__new__(Mask)
+    for name in UNITS:
+        object.__setattr__(mask, name, parts.get(name))
+    values = {name: part for name, part in sorted(parts.items()) if name not in UNITS}
+    object.__setattr__(mask, "values", MappingProxyType(values))
+    return mask
+
+
+def _check(parts: Mapping[str, Tensor]) -> None:
+    ranks = {"heads": 2, "mlps": 1, "neurons": 2}
+    wrong = {name: part for name, part in parts.items() if part.dtype != torch.bool or part.ndim != ranks.get(name, part.ndim)}
+    if wrong:
+        raise MaskError(
+            f"mask parts are not boolean tensors of the right rank: {', '.join(wrong)}",
+            got="; ".join(f"{name}: {part.dtype} of shape {tuple(part.shape)}" for name, part in wrong.items()),
+            expected="torch.bool, True = kept; heads [layer, head], mlps [layer], neurons [layer, d_ffn], values any shape",
+            next="compare scores with a threshold, or use .bool()",
+        )
 
 
 def _same_shapes(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: list[str]) -> None:

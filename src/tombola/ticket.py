@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
 from tombola.gguf import folder_of_gguf
@@ -345,14 +345,16 @@ def _read(folder: Path) -> Ticket:
 def _read_mask(file: Path, said: Mapping[str, Any]) -> Mask:
     if not file.is_file():
         raise TicketError(f"{file} is missing", expected="the packed mask beside ticket.json", next=_DAMAGED)
-    content = file.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != said["sha256"]:
         raise TicketError(
-            f"{file} is truncated or was changed", got=f"sha256 {found[:12]}… ({len(content)} bytes)",
+            f"{file} is truncated or was changed", got=f"sha256 {found[:12]}… ({file.stat().st_size} bytes)",
             expected=f"sha256 {said['sha256'][:12]}…", next=_DAMAGED,
         )  # fmt: skip
-    mask = Mask.unpack(load(content), {name: tuple(shape) for name, shape in said["shapes"].items()})
+    with safe_open(file, framework="pt") as packed:  # mapped, not read: the mask is the only copy of it in memory
+        shapes = {name: tuple(shape) for name, shape in said["shapes"].items()}
+        mask = Mask.unpack({name: packed.get_tensor(name) for name in packed.keys()}, shapes)  # noqa: SIM118
     kept = {name: count for name, (count, _) in mask.counts().items()}
     if kept != said["kept"]:
         raise TicketError(f"{file} does not keep what ticket.json says", got=kept, expected=said["kept"], next=_DAMAGED)
