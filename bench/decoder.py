@@ -1,7 +1,7 @@
 """What a ticket of single values adds to the memory of a real decoder: `demo-decoder`, a Llama of 135 M parameters.
 
-Each figure is the peak of a process of its own (the kernel's high-water mark), less what the process held before, with its
-libraries loaded; and what the tensors that are kept weigh by themselves. The rival is the same model without a ticket: loaded and run once on eight tokens.
+Of a process: its peak (the kernel's high-water mark) less what it held before, with its libraries loaded; the rival is the same
+model without a ticket, loaded and run once on eight tokens. Of tensors: the bytes of those that are kept.
 """
 
 import json
