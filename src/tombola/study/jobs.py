@@ -68,7 +68,7 @@ def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_se
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
         training = shared | {"train": asdict(settings.train), "keep_weights": True}
         dense = _cell("fine_tune", training)
-        searching = {"method": settings.method, "preset": settings.preset, "search": asdict(settings.search)}
+        searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         search = _cell("search", searching, model=dense)
         found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
     return found
