@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -45,12 +45,12 @@ class GateGradients:
     logits: Float[Tensor, "row out"]
     neurons: Float[Tensor, "layer d_ffn"] | None = None  # over all rows already, see `ByRow`; None = not asked for
 
-    def layers(self, layer_of_attention: Sequence[int]) -> Float[Tensor, "row layer"]:
+    def layers(self, layer_of_attention: Int[Tensor, " attention"]) -> Float[Tensor, "row layer"]:
         """∂L_i/∂λ, with λ one gate that multiplies all heads of a layer and its MLP: by the chain rule the sum of theirs.
 
         layer_of_attention: see `Anatomy`. Where the mask has closed some of them, those count as if they were open.
         """
-        return self.mlps.index_add(1, torch.tensor(layer_of_attention), self.heads.sum(2))
+        return self.mlps.index_add(1, layer_of_attention, self.heads.sum(2))
 
 
 class ByRow:
@@ -197,7 +197,7 @@ def sensitivity(
     reduction: str = "per_example",
     batch_size: int = 64,
     *,
-    layer_of_attention: Sequence[int] | None = None,
+    layer_of_attention: Int[Tensor, " attention"] | None = None,
 ) -> Importance:
     """The raw importance of heads, MLPs and, where they were asked for, neurons, reduced over rows in fp64.
 

@@ -173,9 +173,9 @@ class Anatomy:
         return self.layers[0].attention.n_heads
 
     @property
-    def layer_of_attention(self) -> tuple[int, ...]:
+    def layer_of_attention(self) -> Int[Tensor, " attention"]:
         """For each row of a mask's `heads`, the layer it is in: that of its MLP."""
-        return tuple(i for i, layer in enumerate(self.layers) for _ in layer.attentions)
+        return torch.tensor([i for i, layer in enumerate(self.layers) for _ in layer.attentions])
 
     @property
     def d_ffn(self) -> int | None:
@@ -202,7 +202,7 @@ class Anatomy:
 
     def whole_layers(self, kept: Bool[Tensor, " layer"]) -> Mask:
         """The mask over heads and MLPs that keeps these layers whole, and nothing of the others. The bias of each o stays."""
-        heads = kept[list(self.layer_of_attention)][:, None].expand(-1, self.n_heads)
+        heads = kept[self.layer_of_attention][:, None].expand(-1, self.n_heads)
         return Mask(heads=heads, mlps=kept)
 
     def _shapes_of_units(self) -> dict[str, tuple[int, ...]]:
@@ -446,11 +446,10 @@ def size_of(summary: Mapping[str, Any], mask: Mask) -> Size:
     return Size(maskable - removed, maskable, summary["total_parameters"])
 
 
-def layers_of_heads(summary: Mapping[str, Any]) -> tuple[int, ...]:
+def layers_of_heads(summary: Mapping[str, Any]) -> Int[Tensor, " attention"]:
     """`Anatomy.layer_of_attention` of a model with this summary: the layer of each row of heads."""
     rows = summary.get("attentions", range(summary["layers"]))
-    starts = torch.tensor([not str(row).endswith("(cross)") for row in rows])
-    return tuple((starts.cumsum(0) - 1).tolist())
+    return torch.tensor([not str(row).endswith("(cross)") for row in rows]).cumsum(0) - 1
 
 
 def same_anatomy(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:

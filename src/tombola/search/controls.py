@@ -9,12 +9,13 @@ Order of reading: the rules, the tables that choose one, `control`, the draw its
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tombola.errors import SearchError
@@ -130,7 +131,7 @@ def control(
     draw: int,
     settings: ControlSettings = ControlSettings(),
     scores: Mapping[str, Tensor] | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Int[Tensor, " attention"] | None = None,
 ) -> Mask:
     """The control mask of one kind for (mask seed, draw); the same arguments always give the same mask.
 
@@ -162,12 +163,11 @@ def control(
 
 
 def _of_layers(
-    good: Mask, layers: Sequence[int], scores: Mapping[str, Tensor] | None, rng: np.random.Generator, rule: Draw
+    good: Mask, layers: Int[Tensor, " attention"], scores: Mapping[str, Tensor] | None, rng: np.random.Generator, rule: Draw
 ) -> Mask:
     """A control of whole layers: `rule` draws among those that have as many rows of heads as each other."""
-    of_heads = torch.tensor(layers)
     kept = good.mlps
-    whole = None if kept is None or good.heads is None or good.neurons is not None or good.values else kept[of_heads][:, None]
+    whole = None if kept is None or good.heads is None or good.neurons is not None or good.values else kept[layers][:, None]
     if kept is None or good.heads is None or whole is None or not torch.equal(whole.expand_as(good.heads), good.heads):
         raise SearchError(
             "the ticket is not one of whole layers",
@@ -175,12 +175,12 @@ def _of_layers(
             expected="of each layer all heads and the MLP, or none of them",
             next="draw its controls of heads and MLPs: leave out layers=",
         )
-    rows, drawn = torch.bincount(of_heads, minlength=len(kept)), torch.zeros_like(kept)
+    rows, drawn = torch.bincount(layers, minlength=len(kept)), torch.zeros_like(kept)
     for size in sorted(set(rows.tolist())):
         alike = torch.nonzero(rows == size).flatten()
         own = None if scores is None or "layers" not in scores else {"layers": scores["layers"][alike]}
         drawn[alike] = rule(Pool("layers", {"layers": kept[alike]}, own, rng))["layers"]
-    return Mask(heads=drawn[of_heads][:, None].expand_as(good.heads), mlps=drawn)
+    return Mask(heads=drawn[layers][:, None].expand_as(good.heads), mlps=drawn)
 
 
 def needs_scores(good: Mask, kind: str, settings: ControlSettings) -> bool:

@@ -6,13 +6,14 @@ so that a step costs one pass. Steps are fractions of all heads (all MLPs) of th
 144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Int
 from torch import Tensor
 
 from tombola.evaluate import Score, score, score_and_gradients
@@ -143,7 +144,7 @@ def remove_lowest(
     settings: SPruneSettings = SPruneSettings(),
     *,
     tokens: int = 1,
-    layer_of_attention: Sequence[int] | None = None,
+    layer_of_attention: Int[Tensor, " attention"] | None = None,
 ) -> Mask:
     """`mask` without the least important parts of each kind, as many as `counts` says, or all that are left of them.
 
@@ -157,7 +158,7 @@ def remove_lowest(
         gone = lowest(_comparable(unit, importance, left, settings, tokens), min(count, int(left.sum())), left)
         if unit == "layers":
             parts["mlps"] = left & ~gone
-            of = gone if layer_of_attention is None else gone[list(layer_of_attention)]
+            of = gone if layer_of_attention is None else gone[layer_of_attention]
             parts["heads"] = parts["heads"] & ~of[:, None]
         else:
             parts[unit] = left & ~gone
