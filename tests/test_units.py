@@ -600,7 +600,5 @@ def test_the_page_shows_neurons_and_layers(world: World, tmp_path: Path) -> None
         assert said in html or said.replace("&#39;", "'") in html, said
     share = sum(neurons.neurons) / 96
     assert f"{share:.3f}" in html
-    assert "two studies are mixed" not in html and "differ from good in size" not in html.replace(
-        "strict-bad controls differ", ""
-    )
-    assert json.loads(json.dumps([ticket.shared_with_good for ticket in results.tickets if ticket.kind == "random"]))
+    assert "two studies are mixed" not in html
+    assert "differ from good in size" not in html.replace("strict-bad controls differ", "")

@@ -149,8 +149,9 @@ def _largest(raw: Iterable[Mapping[int, float]]) -> float:
 
 def _survival_table(kind: str, tickets: Sequence[TicketRow]) -> Table:
     heads, mlps = _grid(tickets[0], lambda layer, head: number(survival(tickets, layer, head)))
+    share = "share of a layer's neurons" if tickets[0].scope == "neurons" else "share of seeds"
     return Table(
-        f"Survival of {kind_name(kind)}, share of seeds ({sample(tickets)})",
+        f"Survival of {kind_name(kind)}, {share} ({sample(tickets)})",
         ("Layer", *(f"H{head}" for head in range(len(heads[0]))), COLUMNS.get(tickets[0].scope, "MLP").replace("layer", "Whole")),
         tuple((str(layer), *row, mlp) for layer, (row, mlp) in enumerate(zip(heads, mlps, strict=True))),
     )
