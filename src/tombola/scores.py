@@ -48,7 +48,7 @@ class GateGradients:
     def layers(self, layer_of_attention: Int[Tensor, " attention"]) -> Float[Tensor, "row layer"]:
         """∂L_i/∂λ, with λ one gate that multiplies all heads of a layer and its MLP: by the chain rule the sum of theirs.
 
-        layer_of_attention: see `Anatomy`. Where the mask has closed some of them, those count as if they were open.
+        layer_of_attention: see `Anatomy`. Gates that the mask has closed count too, by their derivative at 0.
         """
         return self.mlps.index_add(1, layer_of_attention, self.heads.sum(2))
 
