@@ -320,9 +320,18 @@ def mask_without(anatomy: Anatomy, heads: list[tuple[int, int]], mlps: tuple[int
     return Mask(heads=of_heads, mlps=of_mlps)
 
 
+def every_third_neuron(anatomy: Anatomy) -> Mask:
+    """Of each layer another third."""
+    kept = torch.ones(anatomy.n_layers, anatomy.mlps[0].d_ffn, dtype=torch.bool)
+    for layer in range(anatomy.n_layers):
+        kept[layer, layer % 3 :: 3] = False
+    return Mask(neurons=kept)
+
+
 def some_masks(anatomy: Anatomy) -> dict[str, Mask]:
     last = anatomy.n_attentions - 1
     whole = [(0, head) for head in range(HEADS)]
+    neurons = every_third_neuron(anatomy)
     return {
         "first head": mask_without(anatomy, [(0, 0)]),
         "last head of the last row": mask_without(anatomy, [(last, 3)]),
@@ -331,7 +340,9 @@ def some_masks(anatomy: Anatomy) -> dict[str, Mask]:
         "a row of heads": mask_without(anatomy, whole),
         "an MLP": mask_without(anatomy, [], (anatomy.n_layers - 1,)),
         "an emptied layer": mask_without(anatomy, whole, (0,)),
-        "some of all": mask_without(anatomy, [(row, row % HEADS) for row in range(last + 1)] + [(0, 2)], (0,)),
+        "neurons": neurons,
+        "a last layer": anatomy.whole_layers(torch.arange(anatomy.n_layers) < anatomy.n_layers - 1),
+        "some of all": mask_without(anatomy, [(row, row % HEADS) for row in range(last + 1)] + [(0, 2)], (0,)) & neurons,
         "nothing left": ~anatomy.full_mask(),
     }
 
@@ -511,7 +522,7 @@ def test_an_ablated_head_is_a_slice_that_never_reaches_o(kind: str) -> None:
 @every_family
 def test_masks_are_proved_to_act(kind: str) -> None:
     model, anatomy = known(kind)
-    for name in ("first head", "some of all", "nothing left"):
+    for name in ("first head", "neurons", "some of all", "nothing left"):
         prove_acts(model, anatomy, some_masks(anatomy)[name])
 
 
@@ -541,6 +552,77 @@ def test_gradients_of_gates_are_the_differences_of_each_rows_own_loss(kind: str)
                 rows = getattr(found, unit)[(slice(None), *at)]
                 assert furthest(rows, (losses(unit, at, h) - losses(unit, at, -h)) / (2 * h)) < 1e-8, (unit, at)
                 assert float(rows.abs().max()) > 1e-4, (unit, at)
+
+
+@every_family
+def test_a_removed_neuron_is_a_column_of_out_and_a_removed_layer_all_its_parts(kind: str) -> None:
+    """The neuron that says most, since one behind a ReLU may say nothing."""
+    model, anatomy = known(kind)
+    whole, places = logits(model), where_of(kind)
+    for layer in {0, anatomy.n_layers - 1}:
+        where, prefix = places[layer]
+        with seen_inputs(model, prefix + where.out) as seen:
+            logits(model)
+        neuron = int(seen[0].abs().flatten(0, -2).sum(0).argmax())
+        column = torch.ones(weight_of(model, prefix + where.out).shape, dtype=torch.bool)
+        column[:, neuron] = False
+        stored: Any = model.get_submodule(prefix + where.out)
+        without = zeroed(model, {f"{prefix}{where.out}.weight": column.T if column.shape != stored.weight.shape else column})
+        with ablate(model, layer, neuron=neuron) as gates:
+            assert furthest(logits(model), logits(without)) < 1e-9
+            assert int((~gates.mask.parts()["neurons"]).sum()) == 1
+        assert furthest(logits(without), whole) > 1e-6
+        rows = [row for row, at in enumerate(anatomy.layer_of_attention) if at == layer]
+        kept = torch.arange(anatomy.n_layers) != layer
+        heads = [(row, head) for row in rows for head in range(HEADS)]
+        assert anatomy.whole_layers(kept) == mask_without(anatomy, heads, (layer,))
+        assert [attentions_of(kind)[row][-1].startswith(prefix) for row in range(anatomy.n_attentions)] == [
+            row in rows for row in range(anatomy.n_attentions)
+        ]
+    with pytest.raises(MaskError, match="no such part to ablate"):
+        ablate(model, 0, neuron=anatomy.mlps[0].d_ffn)
+
+
+@every_family
+def test_gradients_of_neurons_and_layers_are_the_differences_of_each_rows_own_loss(kind: str) -> None:
+    """By factors on weights, without gates: of a neuron on its column of out, of a layer on every o and on all of out."""
+    model, anatomy = exact(tiny_family(kind).double()), known(kind)[1]
+    features, labels = rows_for(model), torch.tensor([1, 0, 1])
+    generator = torch.Generator().manual_seed(ALL.index(kind))
+    with Gates(model, anatomy) as gates:
+        batch = [(torch.arange(3), {**features, "labels": labels})]
+        found = gate_gradients(gates, batch, 3, neurons=("per_example", 64))
+        opened = gates.neurons_per_example(3)
+        loss = cross_entropy(model(**features).logits, labels, reduction="sum")
+        (of_neurons,) = torch.autograd.grad(loss, opened)
+    assert found.neurons is not None and furthest(found.neurons, of_neurons.abs().mean(1)) < 1e-12
+    of_layers = found.layers(anatomy.layer_of_attention)
+
+    def slope(scaled: list[Tensor]) -> Tensor:
+        losses = []
+        for factor in (1 + 1e-5, 1 - 1e-5):
+            before = [view.clone() for view in scaled]
+            with torch.no_grad():
+                for view in scaled:
+                    view.mul_(factor)
+                losses.append(cross_entropy(model(**features).logits, labels, reduction="none"))
+                for view, was in zip(scaled, before, strict=True):
+                    view.copy_(was)
+        return (losses[0] - losses[1]) / 2e-5
+
+    for _ in range(3):
+        layer = int(torch.randint(anatomy.n_layers, (1,), generator=generator))
+        where, prefix = where_of(kind)[layer]
+        neuron = int(of_neurons[layer].abs().amax(0).topk(6).indices[int(torch.randint(6, (1,), generator=generator))])
+        by_hand = slope([weight_of(model, prefix + where.out)[:, neuron]])
+        assert furthest(of_neurons[layer, :, neuron], by_hand) < 1e-8
+        assert float(by_hand.abs().max()) > 1e-6
+    for layer, (where, prefix) in enumerate(where_of(kind)):
+        paths = [paths[-1] for paths in attentions_of(kind) if paths[-1].startswith(prefix)]
+        out = [p.detach() for p in model.get_submodule(prefix + where.out).parameters()]
+        by_hand = slope([weight_of(model, path) for path in paths] + out)
+        assert furthest(of_layers[:, layer], by_hand) < 1e-8
+        assert float(by_hand.abs().max()) > 1e-5
 
 
 @every_family

@@ -207,7 +207,7 @@ def test_masks_are_switched_at_run_time_and_open_gates_change_no_bit(family: str
 def test_removing_gates_leaves_no_hooks_and_may_be_done_twice() -> None:
     model = tiny_model("bert")
     gates = Gates(model, mask=HOLED)
-    assert hooks_of(model) == 1 + 2 * LAYERS
+    assert hooks_of(model) == 1 + 3 * LAYERS
     gates.remove()
     gates.remove()
     assert hooks_of(model) == 0
@@ -252,7 +252,7 @@ def test_a_deep_copy_of_a_gated_model_has_gates_of_its_own() -> None:
     assert (logits(twin) - by_definition(model, FULL)).abs().max() < 1e-9
     assert (logits(model) - by_definition(model, HOLED)).abs().max() < 1e-9
     twin.gates.remove()
-    assert hooks_of(twin) == 0 and hooks_of(model) == 1 + 2 * LAYERS
+    assert hooks_of(twin) == 0 and hooks_of(model) == 1 + 3 * LAYERS
 
 
 # ---------------------------------------------------------------------------------------------------- gates per example
@@ -691,7 +691,7 @@ def test_a_loaded_model_refuses_head_mask_and_can_be_copied(places: dict[str, Pa
         twin(input_ids=IDS % 30, head_mask=torch.ones(2, 4))
     assert torch.equal(output(twin), output(model))
     model.tombola_gates.remove()
-    assert hooks_of(model) == 0 and hooks_of(twin) == 1 + 2 * LAYERS
+    assert hooks_of(model) == 0 and hooks_of(twin) == 1 + 3 * LAYERS
 
 
 def test_weights_the_ticket_was_not_made_for_are_refused(places: dict[str, Path]) -> None:

@@ -262,31 +262,33 @@ def test_heads_compete_over_layers_by_their_share_of_their_layers_norm() -> None
     # layer 0: norm 5, shares .6 and .8; layer 1: norm 100, shares .28 and .96: the smallest share is layer 1's 28
     importance = Importance(torch.tensor([[3.0, 4.0], [28.0, 96.0]]).double(), torch.tensor([0.2, 0.1]).double())
     start = without(layers=2, heads=2)
-    assert remove_lowest(start, importance, heads=1, mlps=0) == without((1, 0), layers=2, heads=2)
-    assert remove_lowest(start, importance, heads=2, mlps=1) == without((1, 0), (0, 0), 1, layers=2, heads=2)
+    assert remove_lowest(start, importance, {"heads": 1, "mlps": 0}) == without((1, 0), layers=2, heads=2)
+    assert remove_lowest(start, importance, {"heads": 2, "mlps": 1}) == without((1, 0), (0, 0), 1, layers=2, heads=2)
 
 
 def test_removed_heads_weigh_in_the_norm_only_when_all_heads_are_members() -> None:
     # layer 0 lost a head of 24; what is left is 7 of 7, or 7 of 25. Layer 1: 3 and 4 of 5
     importance = Importance(torch.tensor([[24.0, 7.0], [3.0, 4.0]]).double(), torch.ones(2).double())
     start = without((0, 0), layers=2, heads=2)
-    assert remove_lowest(start, importance, 1, 0, SPruneSettings(importance_norm_members="remaining_heads")) == without(
+    assert remove_lowest(start, importance, {"heads": 1}, SPruneSettings(importance_norm_members="remaining_heads")) == without(
         (0, 0), (1, 0), layers=2, heads=2
     )
-    assert remove_lowest(start, importance, 1, 0, SPruneSettings(importance_norm_members="all_heads")) == without(
+    assert remove_lowest(start, importance, {"heads": 1}, SPruneSettings(importance_norm_members="all_heads")) == without(
         (0, 0), (0, 1), layers=2, heads=2
     )
 
 
 def test_equal_heads_and_mlps_go_in_order_of_position() -> None:
     importance = Importance(torch.ones(2, 2).double(), torch.ones(2).double())
-    assert remove_lowest(without(layers=2, heads=2), importance, 3, 1) == without((0, 0), (0, 1), (1, 0), 0, layers=2, heads=2)
+    assert remove_lowest(without(layers=2, heads=2), importance, {"heads": 3, "mlps": 1}) == without(
+        (0, 0), (0, 1), (1, 0), 0, layers=2, heads=2
+    )
 
 
 def test_a_score_that_is_no_number_stops_the_search() -> None:
     importance = Importance(torch.tensor([[1.0, float("nan")], [1.0, 1.0]]).double(), torch.ones(2).double())
     with pytest.raises(MaskError, match="NaN"):
-        remove_lowest(without(layers=2, heads=2), importance, 1, 0)
+        remove_lowest(without(layers=2, heads=2), importance, {"heads": 1})
 
 
 # floor_score

@@ -71,11 +71,11 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
 
 
 def score_and_gradients(
-    gates: Gates, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH
+    gates: Gates, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH, neurons: tuple[str, int] | None = None
 ) -> tuple[Predictions, GateGradients]:
-    """Predictions and gate gradients under the current mask, from the same forward pass."""
+    """Predictions and gate gradients under the current mask, from the same forward pass; `neurons`: see `gate_gradients`."""
     device = next(gates.model.parameters()).device
-    gradients = gate_gradients(gates, batches(encoded, tokens_per_batch, device), len(encoded))
+    gradients = gate_gradients(gates, batches(encoded, tokens_per_batch, device), len(encoded), neurons=neurons)
     return Predictions(encoded.ids, gradients.logits, encoded.labels, _weights(encoded)), gradients
 
 

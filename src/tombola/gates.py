@@ -1,9 +1,9 @@
 """A mask on a live model.
 
 Where a mask acts: a head is removed from the **input of the output projection**, so that the projection's bias stays; an
-MLP is removed by its **output, bias included, before the residual**. transformers 5 has no head masking any more and
-ignores `head_mask=` without a word; so gates are our own hooks, they refuse `head_mask=`, and `prove_acts` shows on a
-probe that a mask does what it says.
+MLP is removed by its **output, bias included, before the residual**; a neuron of an MLP from the **input of the MLP's out
+projection**, whose bias stays. transformers 5 has no head masking any more and ignores `head_mask=` without a word; so gates
+are our own hooks, they refuse `head_mask=`, and `prove_acts` shows on a probe that a mask does what it says.
 """
 
 import copy
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Gates:
-    """Hooks that multiply each head and each MLP of a live model by a gate; 1 = open, 0 = removed.
+    """Hooks that multiply each head, each MLP and each neuron of a live model by a gate; 1 = open, 0 = removed.
 
     Weights are not touched: `set` switches masks at run time, `remove` gives the model back as it was. Use it as a
     context manager or keep it. `per_example` opens gates that are leaves of autograd, one per row of the batch.
@@ -41,6 +41,7 @@ class Gates:
         self.model, self.anatomy = model, anatomy or read_anatomy(model)
         self._heads: list[Tensor | None] = [None] * self.anatomy.n_attentions  # None = all open, and no work done
         self._mlps: list[Tensor | None] = [None] * self.anatomy.n_layers
+        self._neurons: list[Tensor | None] = [None] * self.anatomy.n_layers
         self.set(self.anatomy.full_mask() if mask is None else mask)  # first: a mask that does not fit leaves no hooks
         self.held: HeldValues | None = None  # single values that `hold` keeps at zero beside what is gated
         self._handles = [model.register_forward_pre_hook(refuse_head_mask, with_kwargs=True)]
@@ -50,6 +51,7 @@ class Gates:
             self._handles.append(o.register_forward_pre_hook(partial(self._gate_heads, i)))
         for i, mlp in enumerate(self.anatomy.mlps):
             out = model.get_submodule(mlp.out.path)
+            self._handles.append(out.register_forward_pre_hook(partial(self._gate_neurons, i)))
             self._handles.append(out.register_forward_hook(partial(self._gate_mlp, i)))
 
     def set(self, mask: Mask) -> None:
@@ -57,9 +59,9 @@ class Gates:
         self.anatomy.check(mask)
         if mask.values:
             raise MaskError(
-                "gates open and close heads and MLPs; single values have none",
+                "gates open and close heads, MLPs and neurons; single values have none",
                 got=f"a mask of {len(mask.values)} parameters",
-                expected="heads and mlps",
+                expected="heads, mlps and neurons",
                 next="use tombola.masked(model, anatomy, mask), or tombola.load to hold a ticket's mask for good",
             )
         self.mask = self.anatomy.full_mask() & mask
@@ -68,9 +70,11 @@ class Gates:
         heads, mlps = self.mask.heads.to(parameter), self.mask.mlps.to(parameter)
         self._heads = [None if bool(row.all()) else row for row in heads]
         self._mlps = [None if bool(gate) else gate for gate in mlps]
+        neurons = [None] * self.anatomy.n_layers if self.mask.neurons is None else self.mask.neurons.to(parameter)
+        self._neurons = [None if row is None or bool(row.all()) else row for row in neurons]
 
     def per_example(self, batch: int) -> tuple[Float[Tensor, "attention batch head"], Float[Tensor, "layer batch"]]:
-        """Gates at the current mask, expanded over the batch, that require gradients.
+        """Gates of heads and MLPs at the current mask, expanded over the batch, that require gradients.
 
         The gradient of a *sum* of per-row losses with respect to them is exact per row: rows never mix in a transformer.
         """
@@ -80,6 +84,17 @@ class Gates:
         mlps = self.mask.mlps.to(parameter)[:, None].repeat(1, batch).requires_grad_()
         self._heads, self._mlps = list(heads.unbind()), list(mlps.unbind())
         return heads, mlps
+
+    def neurons_per_example(self, batch: int) -> Float[Tensor, "layer batch d_ffn"]:
+        """As `per_example`, of neurons. Apart from it, because a backward pass that needs them keeps the inside of every MLP.
+
+        Raises: MaskError for a model whose MLPs differ in width.
+        """
+        mask = (self.anatomy.full_mask("neurons") & self.mask).neurons
+        assert mask is not None
+        neurons = mask.to(next(self.model.parameters()))[:, None, :].repeat(1, batch, 1).requires_grad_()
+        self._neurons = list(neurons.unbind())
+        return neurons
 
     def zero(self) -> None:
         """Sets what the mask removes to zero in the weights, for good."""
@@ -116,6 +131,17 @@ class Gates:
         gate = gate[:, None, :, None] if gate.ndim == 2 else gate[:, None]
         return ((x * gate).flatten(-2), *args[1:])
 
+    def _gate_neurons(self, i: int, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        gate = self._neurons[i]
+        if gate is None:
+            return None
+        gate = gate.to(args[0])
+        if gate.ndim == 1:
+            return (args[0] * gate, *args[1:])
+        rows = by_row(args[0], len(gate))
+        assert rows is not None
+        return ((rows * gate[:, None]).reshape(args[0].shape), *args[1:])
+
     def _gate_mlp(self, i: int, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
         gate = self._mlps[i]
         if gate is None:
@@ -139,28 +165,30 @@ def refuse_head_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         )
 
 
-def ablate(model: nn.Module, layer: int, head: int | None = None, *, layout: Layout | None = None) -> Gates:
-    """The model without one head (or, with head=None, without the MLP of that layer), until `.remove()` or the end of `with`.
+def ablate(
+    model: nn.Module, layer: int, head: int | None = None, *, neuron: int | None = None, layout: Layout | None = None
+) -> Gates:
+    """The model without one head, one neuron of an MLP, or else the MLP of that layer, until `.remove()` or the end of `with`.
 
-    The removal is proved to act first. Layers and heads count from 0.
-    Raises: MaskError for a layer or head the model does not have, or when the removal had no effect.
+    The removal is proved to act first. Layers, heads and neurons count from 0; of heads, a layer is a row of a mask's `heads`.
+    Raises: MaskError for a part the model does not have, for a head and a neuron at once, or when the removal had no effect.
     """
     anatomy = read_anatomy(model, layout)
-    full = anatomy.full_mask()
-    assert full.heads is not None and full.mlps is not None
-    rows = anatomy.n_layers if head is None else anatomy.n_attentions
-    if not 0 <= layer < rows or not (head is None or 0 <= head < anatomy.n_heads):
+    unit, index = ("mlps", 0) if head is neuron is None else ("heads", head) if neuron is None else ("neurons", neuron)
+    full = anatomy.full_mask(unit)
+    kept = full.parts()[unit].clone()
+    rows, width = kept.shape if kept.ndim == 2 else (len(kept), 1)
+    if None not in (head, neuron) or index is None or not (0 <= layer < rows and 0 <= index < width):
+        asked = [f"{name} {at}" for name, at in (("layer", layer), ("head", head), ("neuron", neuron)) if at is not None]
         raise MaskError(
             "there is no such part to ablate",
-            got=f"layer {layer}" + ("" if head is None else f", head {head}"),
-            expected=f"layer in 0…{rows - 1}, head in 0…{anatomy.n_heads - 1} (or None for the MLP)",
+            got=", ".join(asked),
+            expected=f"layer in 0…{rows - 1}, head in 0…{anatomy.n_heads - 1} (or None for the MLP)"
+            if neuron is None
+            else f"layer in 0…{rows - 1}, neuron in 0…{width - 1}, without a head",
         )
-    heads, mlps = full.heads.clone(), full.mlps.clone()
-    if head is None:
-        mlps[layer] = False
-    else:
-        heads[layer, head] = False
-    mask = Mask(heads=heads, mlps=mlps)
+    kept[layer if unit == "mlps" else (layer, index)] = False
+    mask = Mask(**{unit: kept}, values={})
     prove_acts(model, anatomy, mask)
     return Gates(model, anatomy, mask)
 
@@ -168,10 +196,10 @@ def ablate(model: nn.Module, layer: int, head: int | None = None, *, layout: Lay
 def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
     """Proves that `mask` removes what it says and that what it removes can be seen in the output.
 
-    Rows of one batch are the experiments: row r feeds random values into the r-th layer's removed heads (or its removed
-    MLP), just before the gate; what comes through the gate of a head meets random columns of o besides its own, which a
-    held mask has made zero. Under the mask every row must equal the untouched row 0 (nothing leaks through); with the gates
-    open every row must differ from it (the part is really used). Two forward passes.
+    Rows of one batch are the experiments: row r feeds random values into the r-th layer's removed heads or neurons (or its
+    removed MLP), just before the gate; what comes through the gate of a head or neuron meets random columns of the projection
+    besides its own, which a held mask has made zero. Under the mask every row must equal the untouched row 0 (nothing leaks
+    through); with the gates open every row must differ from it (the part is really used). Two forward passes.
 
     Single values are proved beside them, see `_prove_values_act`.
 
@@ -181,47 +209,46 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
     if mask.values:
         _prove_values_act(model, mask)
     mask = anatomy.full_mask() & mask.structured()
-    assert mask.heads is not None and mask.mlps is not None
-    sites = [("heads", i) for i in range(anatomy.n_attentions) if not bool(mask.heads[i].all())]
-    sites += [("mlps", i) for i in range(anatomy.n_layers) if not bool(mask.mlps[i])]
+    sites = _sites(anatomy, mask)
     if not sites:
         return
-    batch = len(sites) + 1
-    heads, generator = mask.heads, torch.Generator().manual_seed(2)
+    batch, generator = len(sites) + 1, torch.Generator().manual_seed(2)
 
     def random_like(x: Tensor, *shape: int) -> Tensor:
         return (10 * x.abs().amax() + 1) * torch.randn(shape, generator=generator).to(x)
 
+    def rows_of(x: Tensor) -> Tensor:
+        rows = by_row(x, batch)  # a view, of what a model flattens too
+        assert rows is not None
+        return rows
+
     def feed(row: int, columns: Tensor, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0].clone()
-        x[row, :, columns] = random_like(x, *x[row, :, columns].shape)
+        rows = rows_of(x)
+        rows[row, :, columns] = random_like(x, *rows[row, :, columns].shape)
         return (x, *args[1:])
 
     def show(row: int, columns: Tensor, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        through = args[0][row, :, columns]
+        through = rows_of(args[0])[row, :, columns]
         output = output.clone()
-        output[row] += through @ random_like(output, through.shape[-1], output.shape[-1])
+        rows_of(output)[row] += through @ random_like(output, through.shape[-1], output.shape[-1])
         return output
 
     def replace(row: int, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows = by_row(output.clone(), batch)
-        assert rows is not None
-        rows[row] = random_like(output, *rows.shape[1:])
-        return rows.reshape(output.shape)
+        output = output.clone()
+        rows_of(output)[row] = random_like(output, *rows_of(output).shape[1:])
+        return output
 
     def outputs(under: Mask) -> Tensor:
         generator.manual_seed(2)
         handles = []
-        for row, (unit, i) in enumerate(sites, start=1):
-            if unit == "heads":
-                attention = anatomy.attentions[i]
-                o = model.get_submodule(attention.o.path)
-                columns = torch.nonzero((~heads[i]).repeat_interleave(attention.d_head)).flatten()
-                handles.append(o.register_forward_pre_hook(partial(feed, row, columns), prepend=True))
-                handles.append(o.register_forward_hook(partial(show, row, columns)))
+        for row, (_, _, path, columns) in enumerate(sites, start=1):
+            module = model.get_submodule(path)
+            if columns is None:
+                handles.append(module.register_forward_hook(partial(replace, row), prepend=True))
             else:
-                out = model.get_submodule(anatomy.mlps[i].out.path)
-                handles.append(out.register_forward_hook(partial(replace, row), prepend=True))
+                handles.append(module.register_forward_pre_hook(partial(feed, row, columns), prepend=True))
+                handles.append(module.register_forward_hook(partial(show, row, columns)))
         try:
             with Gates(model, anatomy, under), torch.no_grad():
                 return first_tensor(model(**probe_inputs(model, batch))).float().flatten(1)
@@ -235,13 +262,28 @@ def prove_acts(model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
     leaks = [s for s, row in zip(sites, masked[1:], strict=True) if (row - masked[0]).abs().amax() > tolerance]
     idle = [s for s, row in zip(sites, opened[1:], strict=True) if not (row - opened[0]).abs().amax() > tolerance]
     if leaks or idle:
-        where = [f"{unit} of layer {i}" for unit, i in (leaks or idle)]
+        where = [f"{unit} of layer {i}" for unit, i, *_ in (leaks or idle)]
         raise MaskError(
             "the mask did not act" if idle else "what the mask removes still reaches the output",
             got=", ".join(where) + (" change nothing in the output" if idle else " leak"),
             expected="removed parts change the output when they are open, and never when they are removed",
             next="the model may compute around its modules (fused kernels, a compiled graph): load it anew, uncompiled",
         )
+
+
+def _sites(anatomy: Anatomy, mask: Mask) -> list[tuple[str, int, str, Tensor | None]]:
+    """Where a mask removes something: unit, row of the mask, the module, and which columns of its input; None = its output."""
+    assert mask.heads is not None and mask.mlps is not None
+    sites: list[tuple[str, int, str, Tensor | None]] = []
+    for i, (attention, heads) in enumerate(zip(anatomy.attentions, mask.heads, strict=True)):
+        columns = torch.nonzero((~heads).repeat_interleave(attention.d_head)).flatten()
+        sites += [("heads", i, attention.o.path, columns)] if len(columns) else []
+    for i, mlp in enumerate(anatomy.mlps):
+        if not bool(mask.mlps[i]):
+            sites.append(("mlps", i, mlp.out.path, None))
+        elif mask.neurons is not None and not bool(mask.neurons[i].all()):  # those of a removed MLP cannot be seen
+            sites.append(("neurons", i, mlp.out.path, torch.nonzero(~mask.neurons[i]).flatten()))
+    return sites
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -342,7 +384,7 @@ def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def masked(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Iterator[None]:
-    """The model under `mask`: heads and MLPs gated, single values zero. Afterwards it is as it was, bit for bit.
+    """The model under `mask`: heads, MLPs and neurons gated, single values zero. Afterwards it is as it was, bit for bit.
 
     Costs one copy of the parameters that the mask names. Raises: MaskError when it does not fit.
     """
@@ -358,10 +400,10 @@ def masked(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Iterator[None]:
 def hold(model: nn.Module, anatomy: Anatomy, mask: Mask) -> Gates:
     """Puts `mask` on `model` for good and returns the gates: what is removed is zero in the weights, and stays zero.
 
-    Zero are the columns of o of a removed head, weight and bias of a removed MLP's `out`, and single values that the mask
-    removes: the saved model computes the same without gates. While it trains, closed gates give exactly these values a
-    gradient of zero, and `HeldValues` does for single values. q, k, v and MLP-in values of removed parts can no longer reach
-    the output; they are zeroed as well, so that they cannot be taken for alive.
+    Zero are the columns of o of a removed head, the column of `out` of a removed neuron, weight and bias of a removed MLP's
+    `out`, and single values that the mask removes: the saved model computes the same without gates. While it trains, closed
+    gates give exactly these values a gradient of zero, and `HeldValues` does for single values. q, k, v and MLP-in values of
+    removed parts can no longer reach the output; they are zeroed as well, so that they cannot be taken for alive.
     """
     anatomy.check(mask)
     if mask.values and HeldValues.on(model) is not None:

@@ -36,13 +36,14 @@ def import_mask(
     *,
     heads: Path | None = None,
     mlps: Path | None = None,
+    neurons: Path | None = None,
     values: Path | None = None,
     layout: str | Path = "names",
     ones: str = "kept",
 ) -> Mask:
     """The mask that other code wrote, for a model of this anatomy. Parts for which no file is given are not masked.
 
-    heads   a file with one array [layer, head] of 0 and 1; mlps: one array [layer]
+    heads   a file with one array [layer, head] of 0 and 1; mlps: one array [layer]; neurons: one array [layer, d_ffn]
     values  a file with an array for each masked parameter, of the parameter's own shape, under names that `layout` explains:
             "names" (the parameter's), "torch-prune" (a state dict of torch.nn.utils.prune: the entries `…_mask`, all others are
             passed over), or the path of a JSON file {their name: parameter, or null for an array to leave out}
@@ -57,11 +58,12 @@ def import_mask(
     parts: dict[str, Tensor] = {}
     if ones not in ("kept", "removed"):
         problems.append(MaskError("what a 1 means is not known", got=repr(ones), expected="kept or removed"))
-    if heads is mlps is values is None:
-        problems.append(MaskError("there is no mask to import", expected="a file for heads, mlps or values"))
-    for name, file, shape in (("heads", heads, (anatomy.n_attentions, anatomy.n_heads)), ("mlps", mlps, (anatomy.n_layers,))):
+    if heads is mlps is neurons is values is None:
+        problems.append(MaskError("there is no mask to import", expected="a file for heads, mlps, neurons or values"))
+    for name, file in (("heads", heads), ("mlps", mlps), ("neurons", neurons)):
         if file is not None:
             with _collected(problems):
+                shape = tuple(anatomy.full_mask(name).parts()[name].shape)
                 parts[name] = _checked(_only(file), f"{name} of {file.name}", shape)
     found: dict[str, Tensor] = {}
     if values is not None:
@@ -72,7 +74,7 @@ def import_mask(
                     found[ours] = _checked(stored[theirs], f"{theirs} of {values.name}", _shape(anatomy, theirs, ours, values))
     if problems:
         raise _all(problems)
-    mask = Mask(heads=parts.get("heads"), mlps=parts.get("mlps"), values=found)
+    mask = Mask(**parts, values=found)
     return mask if ones == "kept" else ~mask
 
 
@@ -81,6 +83,7 @@ def import_ticket(
     *,
     heads: Path | None = None,
     mlps: Path | None = None,
+    neurons: Path | None = None,
     values: Path | None = None,
     layout: str | Path = "names",
     ones: str = "kept",
@@ -99,18 +102,19 @@ def import_ticket(
     """
     source = resolve_model(model)
     anatomy = read_anatomy(load_weights(source.folder, labels, head_seed=seed))
-    mask = import_mask(anatomy, heads=heads, mlps=mlps, values=values, layout=layout, ones=ones)
+    mask = import_mask(anatomy, heads=heads, mlps=mlps, neurons=neurons, values=values, layout=layout, ones=ones)
     kept_heads, kept_mlps = anatomy.survival(mask)
     base = Weights(source.name, source.fingerprint, source.revision)
     on = base if found_on is None else Weights(found_on.name, fingerprint_folder(found_on), path=str(found_on.resolve()))
-    files = {"heads": heads, "mlps": mlps, "values": values}
+    files = {"heads": heads, "mlps": mlps, "neurons": neurons, "values": values}
+    units = [name for name, part in (("heads+mlps", heads or mlps), ("neurons", neurons)) if part is not None]
     return Ticket(
         mask=mask,
         base=base,
         found_on=on,
         anatomy=anatomy.summary(),
         kind="good",
-        scope="heads+mlps" if not mask.values else "+".join(mask.values) if len(mask.values) < SHOWN else "imported values",
+        scope="+".join(units) if not mask.values else "+".join(mask.values) if len(mask.values) < SHOWN else "imported values",
         sparsity=anatomy.size(mask).sparsity,
         task=task,
         labels=labels,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy
 from tombola.errors import MaskError
+from tombola.mask import Mask
 
 Selector = Callable[[nn.Module, Anatomy], list[str]]
 
@@ -101,8 +102,11 @@ def scope_parameters(model: nn.Module, anatomy: Anatomy, scope: str) -> dict[str
 
 
 def scope_sizes(model: nn.Module, anatomy: Anatomy) -> dict[str, int]:
-    """Maskable values of every named scope that this model has, and of the body's weights and biases alone."""
-    sizes = {}
+    """Maskable values of every named scope that this model has, of the body's weights and biases alone, and of s-pruning's finer
+    and coarser units: neurons, and whole layers (all heads and MLPs)."""
+    sizes = {"layers": anatomy.size(Mask()).maskable_values}
+    if anatomy.d_ffn is not None:
+        sizes = {"neurons": anatomy.size(anatomy.full_mask("neurons")).maskable_values} | sizes
     for scope in (*SCOPES, "body:weights", "body:biases"):
         try:
             sizes[scope] = sum(parameter.numel() for parameter in scope_parameters(model, anatomy, scope).values())

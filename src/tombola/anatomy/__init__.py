@@ -18,6 +18,7 @@ from tombola.anatomy.parts import (
     Layout,
     Projection,
     Size,
+    layers_of_heads,
     same_anatomy,
     size_of,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Size",
     "by_row",
     "evaluating",
+    "layers_of_heads",
     "probe_inputs",
     "prove",
     "read_anatomy",

@@ -90,6 +90,14 @@ class MLP:
         """Parameters that go when the MLP goes, the bias of `out` included. BERT-base: 4,722,432."""
         return sum((p.n_in + p.has_bias) * p.n_out for p in self.projections)
 
+    @property
+    def values_per_neuron(self) -> int:
+        """Parameters that go when a neuron goes: its rows of `ins` with biases and its column of `out`, whose bias stays.
+
+        BERT-base: 1,537.
+        """
+        return sum(p.n_in + p.has_bias for p in self.ins) + self.out.n_out
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -112,7 +120,7 @@ class Size:
     """What a mask keeps, in parameters. Shares are fractions in [0, 1]."""
 
     kept_values: int  # of the maskable ones
-    maskable_values: int  # heads + MLPs (the "body"), or the values of an unstructured mask's scope
+    maskable_values: int  # heads + MLPs (the "body"), all neurons, or the values of an unstructured mask's scope
     total_parameters: int  # of the whole model, embeddings and head included
 
     @property
@@ -164,12 +172,42 @@ class Anatomy:
         """Heads of each attention block."""
         return self.layers[0].attention.n_heads
 
-    def full_mask(self) -> Mask:
-        """The mask over heads and MLPs that keeps everything."""
-        return Mask(
-            heads=torch.ones(self.n_attentions, self.n_heads, dtype=torch.bool),
-            mlps=torch.ones(self.n_layers, dtype=torch.bool),
-        )
+    @property
+    def layer_of_attention(self) -> Int[Tensor, " attention"]:
+        """For each row of a mask's `heads`, the layer it is in: that of its MLP."""
+        return torch.tensor([i for i, layer in enumerate(self.layers) for _ in layer.attentions])
+
+    @property
+    def d_ffn(self) -> int | None:
+        """Neurons of each MLP; None where layers differ. A mask of neurons has one width, so there such a model has none."""
+        widths = {mlp.d_ffn for mlp in self.mlps}
+        return widths.pop() if len(widths) == 1 else None
+
+    def full_mask(self, *units: str) -> Mask:
+        """The mask that keeps everything, over these kinds of part ("heads", "mlps", "neurons"); over heads and MLPs without any.
+
+        Raises: MaskError for neurons of a model whose MLPs differ in width.
+        """
+        shapes = self._shapes_of_units()
+        missing = [unit for unit in units if unit not in shapes]
+        if missing:
+            widths = [mlp.d_ffn for mlp in self.mlps]
+            raise MaskError(
+                f"this {self.model_type} has no mask of {', '.join(missing)}",
+                got=f"MLPs of {min(widths)} to {max(widths)} neurons" if missing == ["neurons"] else missing,
+                expected="MLPs of one width" if missing == ["neurons"] else ", ".join(shapes),
+                next="take heads, MLPs or layers, or single values (m-prune)" if missing == ["neurons"] else None,
+            )
+        return Mask(**{unit: torch.ones(shapes[unit], dtype=torch.bool) for unit in units or ("heads", "mlps")}, values={})
+
+    def whole_layers(self, kept: Bool[Tensor, " layer"]) -> Mask:
+        """The mask over heads and MLPs that keeps these layers whole, and nothing of the others. The bias of each o stays."""
+        heads = kept[self.layer_of_attention][:, None].expand(-1, self.n_heads)
+        return Mask(heads=heads, mlps=kept)
+
+    def _shapes_of_units(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"heads": (self.n_attentions, self.n_heads), "mlps": (self.n_layers,)}
+        return shapes | ({} if self.d_ffn is None else {"neurons": (self.n_layers, self.d_ffn)})
 
     def size(self, mask: Mask) -> Size:
         """What `mask` keeps, see `size_of`. Raises: MaskError when it does not fit."""
@@ -177,10 +215,11 @@ class Anatomy:
         return size_of(self.summary(), mask)
 
     def as_values(self, mask: Mask) -> dict[str, Tensor]:
-        """What the heads and MLPs of `mask` are in single values: parameter name -> mask of its shape, True = kept.
+        """What the heads, MLPs and neurons of `mask` are in single values: parameter name -> mask of its shape, True = kept.
 
         Of a removed head the q, k, v rows and the columns of o, whose bias stays (a kv-head's rows go when every head that reads
-        it is gone); of a removed MLP everything, the bias of `out` included. Parameters that lose nothing are left out.
+        it is gone); of a removed neuron the rows of `ins` and the column of `out`, whose bias stays; of a removed MLP everything,
+        the bias of `out` included. Parameters that lose nothing are left out.
         """
         full = self.full_mask() & mask
         assert full.heads is not None and full.mlps is not None
@@ -188,6 +227,10 @@ class Anatomy:
 
         def keep(name: str, part: Tensor) -> None:
             kept[name] = kept[name] & part if name in kept else part  # fused projections share a parameter
+
+        def keep_columns(projection: Projection, of: Bool[Tensor, " n_in"]) -> None:
+            weight = self.shapes[f"{projection.path}.weight"]
+            keep(f"{projection.path}.weight", (of[:, None] if projection.transposed else of).expand(weight))
 
         def keep_rows(projection: Projection, of: Bool[Tensor, " n_out"]) -> None:
             weight = self.shapes[f"{projection.path}.weight"]
@@ -202,16 +245,19 @@ class Anatomy:
             kv_rows = heads.view(attention.n_kv_heads, -1).any(1).repeat_interleave(attention.d_head)
             for projection, of in ((attention.q, rows), (attention.k, kv_rows), (attention.v, kv_rows)):
                 keep_rows(projection, of)
-            o = attention.o
-            keep(f"{o.path}.weight", (rows[:, None] if o.transposed else rows).expand(self.shapes[f"{o.path}.weight"]))
-        for mlp, is_kept in zip(self.mlps, full.mlps, strict=True):
-            for projection in mlp.projections:
-                keep_rows(projection, is_kept.expand(projection.n_out))
+            keep_columns(attention.o, rows)
+        for i, (mlp, is_kept) in enumerate(zip(self.mlps, full.mlps, strict=True)):
+            neurons = is_kept.expand(mlp.d_ffn) if full.neurons is None else full.neurons[i] & is_kept
+            for projection in mlp.ins:
+                keep_rows(projection, neurons)
+            keep_columns(mlp.out, neurons)
+            keep_rows(mlp.out, is_kept.expand(mlp.out.n_out))
         return {name: part for name, part in kept.items() if not bool(part.all())}
 
     def survival(self, mask: Mask) -> tuple[Tensor, Tensor]:
         """What `mask` keeps of each head [layer, head] and of each MLP [layer], as a share in [0, 1]: 1 or 0 for whole parts.
 
+        Of neurons: the share of them that an MLP keeps.
         Of single values: the share kept among the values of a part that the mask names (of a head its rows of q, k, v and its
         columns of o; of a grouped kv-head the same for each head that reads it); 1 where it names none.
         """
@@ -219,6 +265,8 @@ class Anatomy:
         full, values = self.full_mask() & mask.structured(), mask.values
         assert full.heads is not None and full.mlps is not None
         heads, mlps = full.heads.double(), full.mlps.double()
+        if full.neurons is not None:
+            mlps *= full.neurons.double().mean(1)
 
         def counts(projection: Projection, n: int) -> Tensor:
             """[n, 2]: kept and all values of each of n equal slices of its output channels, bias included."""
@@ -242,16 +290,19 @@ class Anatomy:
 
     def check(self, mask: Mask) -> None:
         """Raises: MaskError naming every part of `mask` that does not fit this model."""
-        shapes = {"heads": (self.n_attentions, self.n_heads), "mlps": (self.n_layers,)} | dict(self.shapes)
+        shapes = self._shapes_of_units() | dict(self.shapes)
         wrong = {n: tuple(p.shape) for n, p in mask.parts().items() if shapes.get(n) != tuple(p.shape)}
         if wrong:
             few = list(wrong)[:6]
+            uneven = "neurons" in wrong and self.d_ffn is None
             raise MaskError(
                 f"the mask does not fit this {self.model_type}",
                 got="; ".join(f"{name} {wrong[name]}" for name in few)
                 + (f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""),
                 expected="; ".join(f"{name} {shapes.get(name, 'is no part of this model')}" for name in few),
-                next="use the ticket on the base it was found on",
+                next="its MLPs differ in width, which a mask of neurons cannot say: take heads, MLPs or single values"
+                if uneven
+                else "use the ticket on the base it was found on",
             )
 
     def summary(self) -> dict[str, Any]:
@@ -269,6 +320,7 @@ class Anatomy:
             "d_ffn": first.mlp.d_ffn,
             "values_per_head": [attention.values_per_head for attention in self.attentions],
             "values_per_mlp": [mlp.values for mlp in self.mlps],
+            "values_per_neuron": [mlp.values_per_neuron for mlp in self.mlps],
             "total_parameters": self.total_parameters,
         } | crossed
 
@@ -365,9 +417,11 @@ def _wrong_in(said: object) -> list[str]:
 
 
 def size_of(summary: Mapping[str, Any], mask: Mask) -> Size:
-    """What a mask keeps in a model with this `Anatomy.summary()`: of heads and MLPs, or of the parameters it names.
+    """What a mask keeps in a model with this `Anatomy.summary()`: of heads and MLPs, of neurons, or of the parameters it names.
 
-    Raises: MaskError for a mask that has both, of which the same value could be counted twice.
+    Of a mask of neurons alone their values are all that is maskable, and the bias of each `out` is not. Beside heads or MLPs
+    neurons are a part of these: those of a removed MLP count once, as removed, whatever the mask says of them.
+    Raises: MaskError for a mask that has units and single values, of which the same value could be counted twice.
     """
     counts = mask.counts()
     if mask.values:
@@ -381,13 +435,21 @@ def size_of(summary: Mapping[str, Any], mask: Mask) -> Size:
         kept, maskable = (sum(count[i] for count in counts.values()) for i in (0, 1))
         return Size(kept, maskable, summary["total_parameters"])
     per_head, per_mlp = torch.tensor(summary["values_per_head"]), torch.tensor(summary["values_per_mlp"])
-    heads = torch.full_like(per_head, summary["heads"]) if mask.heads is None else mask.heads.sum(1)
-    mlps = torch.ones_like(per_mlp, dtype=torch.bool) if mask.mlps is None else mask.mlps
-    return Size(
-        kept_values=int((heads * per_head).sum() + (mlps * per_mlp).sum()),
-        maskable_values=int(per_head.sum() * summary["heads"] + per_mlp.sum()),
-        total_parameters=summary["total_parameters"],
-    )
+    no_mlp = torch.zeros(len(per_mlp), dtype=torch.bool) if mask.mlps is None else ~mask.mlps
+    removed = int((no_mlp * per_mlp).sum())
+    removed += 0 if mask.heads is None else int(((~mask.heads).sum(1) * per_head).sum())
+    maskable = int(per_head.sum() * summary["heads"] + per_mlp.sum())
+    if mask.neurons is not None:
+        per_neuron = torch.tensor(summary["values_per_neuron"])
+        removed += int(((~mask.neurons).sum(1) * per_neuron * ~no_mlp).sum())
+        maskable = maskable if counts.keys() > {"neurons"} else int(per_neuron.sum()) * mask.neurons.shape[1]
+    return Size(maskable - removed, maskable, summary["total_parameters"])
+
+
+def layers_of_heads(summary: Mapping[str, Any]) -> Int[Tensor, " attention"]:
+    """`Anatomy.layer_of_attention` of a model with this summary: the layer of each row of heads."""
+    rows = summary.get("attentions", range(summary["layers"]))
+    return torch.tensor([not str(row).endswith("(cross)") for row in rows]).cumsum(0) - 1
 
 
 def same_anatomy(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from tombola.report import figures
-from tombola.report.cases import UNITS, Case, estimate, importances, keeps, size, survival
+from tombola.report.cases import COLUMNS, UNITS, Case, estimate, importances, keeps, size, survival
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
     component_name,
@@ -37,7 +37,9 @@ BY_CHANCE: Mapping[str, tuple[Callable[[Overlap], float | None], int]] = {  # co
     "Jaccard by chance": (lambda it: it.expected_jaccard, 3),
 }
 
-PART_NAMES: Mapping[str, str] = {"heads": "heads", "mlps": "MLPs", "neurons": "neurons", "values": "values"}
+PART_NAMES: Mapping[str, str] = {"heads": "heads", "mlps": "MLPs", "neurons": "neurons", "layers": "layers"} | {
+    "values": "values"
+}
 
 Item = TypeVar("Item")
 
@@ -50,35 +52,42 @@ def survival_part(anchor: str, case: Case) -> Part:
     # A control of weights has the good ticket's mask: nothing to see that is not seen there.
     drawn = [kind for kind in case.by_kind if kind not in CONTROL_KINDS or CONTROL_KINDS[kind].has_own_mask]
     maps = {kind: _survival_map(case, kind) for kind in drawn}
-    large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case.good)) if figure)
+    large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case)) if figure)
     return Part(
         anchor,
         "Survival",
-        "Which heads and MLPs survive",
-        f"{shape_name(case.shapes[0])}; layers down and heads across, both counted from 0. "
-        + (
-            "Shade is the share of seeds, and of draws within a seed, that keep a component; point at one for its numbers."
-            if case.units
-            else "Shade is the share of a component's values that is kept, mean over seeds; point at one for its numbers."
-        ),
+        f"Which {listed(list(case.units)) or 'heads and MLPs'} survive",
+        f"{shape_name(case.shapes[0])}; "
+        + ("layers down, counted from 0. " if case.column in COLUMNS.values() else _ACROSS)
+        + f"Shade is the share of {_SHADES.get(case.column, _KEPT if case.units else _SHADES['values'])}; "
+        + "point at one for its numbers.",
         figures=tuple(row for row in (large, tuple(maps.values())) if row),
         fold="Survival in numbers",
         folded=tuple(_survival_table(kind, case.by_kind[kind]) for kind in drawn),
     )
 
 
+_ACROSS = "layers down and heads across, both counted from 0. "
+_KEPT = "seeds, and of draws within a seed, that keep a component"
+_SHADES: Mapping[str, str] = {  # by what is not kept or removed whole
+    "neurons": "a layer's neurons that is kept, mean over seeds",
+    "values": "a component's values that is kept, mean over seeds",
+}
+
+
 def _survival_map(case: Case, kind: str) -> Figure:
     kinds, good = case.by_kind, case.good
     tickets = kinds[kind]
+    whole, of = bool(case.units) and case.column != "neurons", "neurons" if case.column == "neurons" else "values"
 
     def cell(layer: int, head: int | None) -> figures.HeatCell:
-        share = survival(tickets, layer, head)
-        lines = [f"{component_name(layer, head)} · {kind_name(kind)}", f"survival {number(share)} ({sample(tickets)})"]
+        share, name = survival(tickets, layer, head), component_name(layer, head, case.column)
+        lines = [f"{name} · {kind_name(kind)}", f"survival {number(share)} ({sample(tickets)})"]
         for seed in dict.fromkeys(ticket.seed for ticket in tickets):
             votes = [keeps(ticket, layer, head) for ticket in tickets if ticket.seed == seed]
             alone = "kept" if votes[0] else "removed"
-            whole = alone if len(votes) == 1 else f"kept in {sum(votes):g} of {count(len(votes), 'draw')}"
-            lines.append(f"seed {seed}: {whole if case.units else f'{number(fmean(votes))} of its values kept'}")
+            said = alone if len(votes) == 1 else f"kept in {sum(votes):g} of {count(len(votes), 'draw')}"
+            lines.append(f"seed {seed}: {said if whole else f'{number(fmean(votes))} of its {of} kept'}")
         if raw := importances(good, layer, head):
             lines.append(f"importance {significant(fmean(raw.values()))} (mean of {count(len(raw), 'seed')})")
         return figures.HeatCell(share, "\n".join(lines))
@@ -90,17 +99,17 @@ def _survival_map(case: Case, kind: str) -> Figure:
             css="survival",
             width=LARGE if kind == "good" else SMALL,
             label=f"Heat map of survival, {kind} tickets, {sample(tickets)}; the tables below have its numbers",
+            column=case.column,
         ),
         sample(tickets),
-        ("survival", *(("kept in no seed", "in all") if case.units else ("none kept", "all")))
-        if kind == next(iter(kinds))
-        else None,
+        ("survival", *(("kept in no seed", "in all") if whole else ("none kept", "all"))) if kind == next(iter(kinds)) else None,
         natural=True,
     )
 
 
-def _importance_map(good: Sequence[TicketRow]) -> Figure | None:
-    stored = [ticket for ticket in good if ticket.head_importance is not None]
+def _importance_map(case: Case) -> Figure | None:
+    good, column = case.good, case.column
+    stored = [ticket for ticket in good if ticket.mlp_importance is not None]
     if not stored:
         return None
     heads, mlps = _grid(stored[0], lambda layer, head: importances(good, layer, head))
@@ -108,9 +117,9 @@ def _importance_map(good: Sequence[TicketRow]) -> Figure | None:
 
     def cell(layer: int, head: int | None) -> figures.HeatCell:
         if not (raw := importances(good, layer, head)):
-            return figures.HeatCell(None, f"{component_name(layer, head)}\nno importance stored")
+            return figures.HeatCell(None, f"{component_name(layer, head, column)}\nno importance stored")
         mean, top = fmean(raw.values()), top_mlp if head is None else top_head
-        title = [component_name(layer, head), f"importance {significant(mean)} (mean of {count(len(raw), 'seed')})"]
+        title = [component_name(layer, head, column), f"importance {significant(mean)} (mean of {count(len(raw), 'seed')})"]
         title += [f"seed {seed}: {significant(value)}" for seed, value in raw.items()]
         title.append(f"survival in good {number(survival(good, layer, head))} ({sample(good)})")
         return figures.HeatCell(mean / top if top > 0 else 0.0, "\n".join(title))
@@ -123,8 +132,11 @@ def _importance_map(good: Sequence[TicketRow]) -> Figure | None:
             css="importance",
             width=LARGE,
             label=f"Heat map of importance, mean of {seeds}; point at a cell",
+            column=column,
         ),
-        f"mean of {seeds}; heads to {significant(top_head)}, MLPs (own scale) to {significant(top_mlp)}",
+        f"mean of {seeds}; heads to {significant(top_head)}, MLPs (own scale) to {significant(top_mlp)}"
+        if column == "MLP"
+        else f"mean of {seeds}{' and over the neurons of a layer' * (column == 'neurons')}; to {significant(top_mlp)}",
         ("importance", "0", "largest"),
         natural=True,
     )
@@ -137,16 +149,20 @@ def _largest(raw: Iterable[Mapping[int, float]]) -> float:
 
 def _survival_table(kind: str, tickets: Sequence[TicketRow]) -> Table:
     heads, mlps = _grid(tickets[0], lambda layer, head: number(survival(tickets, layer, head)))
+    share = "share of a layer's neurons" if tickets[0].scope == "neurons" else "share of seeds"
     return Table(
-        f"Survival of {kind_name(kind)}, share of seeds ({sample(tickets)})",
-        ("Layer", *(f"H{head}" for head in range(len(heads[0]))), "MLP"),
+        f"Survival of {kind_name(kind)}, {share} ({sample(tickets)})",
+        ("Layer", *(f"H{head}" for head in range(len(heads[0]))), COLUMNS.get(tickets[0].scope, "MLP").replace("layer", "Whole")),
         tuple((str(layer), *row, mlp) for layer, (row, mlp) in enumerate(zip(heads, mlps, strict=True))),
     )
 
 
 def _grid(ticket: TicketRow, cell: Callable[[int, int | None], Item]) -> tuple[list[list[Item]], list[Item]]:
-    """`cell(layer, head)` for every head, and `cell(layer, None)` for every MLP."""
-    heads = [[cell(layer, head) for head in range(len(row))] for layer, row in enumerate(ticket.heads)]
+    """`cell(layer, head)` for every head, where there are heads to see, and `cell(layer, None)` for every MLP."""
+    if ticket.scope in COLUMNS:
+        heads: list[list[Item]] = [[] for _ in ticket.mlps]
+    else:
+        heads = [[cell(layer, head) for head in range(len(row))] for layer, row in enumerate(ticket.heads)]
     return heads, [cell(layer, None) for layer in range(len(ticket.mlps))]
 
 
@@ -198,7 +214,8 @@ def _short(kept: int, values: tuple[int, int] | None) -> str:
 def size_part(anchor: str, case: Case) -> Part:
     """How much each kind of ticket keeps."""
     of_all = (f"{unit[0].upper()}{unit[1:]} of {len(of(case.tickets[0]))}" for unit, of in case.units.items())
-    share = "Share of body" if case.units else f"Share of {listed(sorted({ticket.scope for ticket in case.tickets}))}"
+    of_body = bool(case.units) and "neurons" not in case.units
+    share = f"Share of {'body' if of_body else listed(sorted({ticket.scope for ticket in case.tickets}))}"
     table = Table(
         "What the tickets keep, mean ± std over seeds",
         ("Ticket", *of_all, share, "Share of all parameters", "Seeds", "Draws per seed"),
@@ -213,7 +230,7 @@ def size_part(anchor: str, case: Case) -> Part:
             )
             for kind, tickets in case.by_kind.items()
         ),
-        ("Body: the values of all heads and MLPs. " if case.units else "") + "Shares are of parameters that survive, in [0, 1].",
+        ("Body: the values of all heads and MLPs. " if of_body else "") + "Shares are of parameters that survive, in [0, 1].",
     )
     return Part(anchor, "Sizes", "How large the tickets are", tables=(table,))
 
@@ -289,7 +306,7 @@ def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[
         kappa = fleiss_kappa([of(ticket) for ticket in good.values()]).value
         rows.append((unit, shared, *by_chance, unlikely, "undefined" if kappa is None else number(kappa), str(len(good))))
     return Table(
-        f"Good tickets of different seeds: mean over {count(len(pairs['heads']), 'pair')} of seeds",
+        f"Good tickets of different seeds: mean over {count(len(next(iter(pairs.values()))), 'pair')} of seeds",
         ("Unit", "Shared", *BY_CHANCE, f"Pairs with p < {ALPHA}", "Fleiss kappa", "Seeds"),
         tuple(rows),
         "p: chance of sharing this much or more (hypergeometric). Kappa: 1 = one mask in all seeds, 0 = chance, below 0 = less.",

@@ -22,7 +22,11 @@ PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answe
 UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
     "heads": lambda ticket: tuple(bool(kept) for layer in ticket.heads for kept in layer),
     "MLPs": lambda ticket: tuple(map(bool, ticket.mlps)),
+    "neurons": lambda ticket: ticket.neurons,
+    "layers": lambda ticket: tuple(map(bool, ticket.mlps)),
 }
+# Scope of tickets whose map has no heads → what its one cell a layer stands for.
+COLUMNS: Mapping[str, str] = {"neurons": "neurons", "layers": "layer"}
 SEED_AND_DRAW = attrgetter("seed", "draw")
 
 Rows = Sequence[ScoreRow | TicketRow]
@@ -163,12 +167,23 @@ class Case:
     @property
     def units(self) -> Mapping[str, Callable[[TicketRow], tuple[bool, ...]]]:
         """What the tickets keep or remove whole: nothing, where they remove single values."""
-        return {} if any(ticket.values for ticket in self.tickets) else UNITS
+        return units_of(self.tickets[0]) if self.tickets and not any(ticket.values for ticket in self.tickets) else {}
+
+    @property
+    def column(self) -> str:
+        """What each cell of a map's last column stands for."""
+        return COLUMNS.get(self.tickets[0].scope, "MLP") if self.tickets else "MLP"
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Layers, heads in each, MLPs: one shape, unless tickets of different models were mixed."""
         return tuple(dict.fromkeys((len(it.heads), len(it.heads[0]), len(it.mlps)) for it in self.tickets))
+
+
+def units_of(ticket: TicketRow) -> dict[str, Callable[[TicketRow], tuple[bool, ...]]]:
+    """The kinds of part that a ticket keeps or removes whole, by its scope."""
+    terms = ticket.scope.lower().split("+")
+    return {unit: of for unit, of in UNITS.items() if unit.lower() in terms}
 
 
 def cases_of(results: Results) -> tuple[Case, ...]:
@@ -204,7 +219,7 @@ def size(tickets: Sequence[TicketRow], unit: str) -> Estimate:
 
 
 def keeps(ticket: TicketRow, layer: int, head: int | None) -> float:
-    """The share of this head that the ticket keeps, in [0, 1]; without a head, of the MLP of the layer."""
+    """The share of this head that the ticket keeps, in [0, 1]; without a head, of the MLP, neurons or whole of the layer."""
     return ticket.mlps[layer] if head is None else ticket.heads[layer][head]
 
 

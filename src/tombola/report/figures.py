@@ -94,15 +94,20 @@ def dot_chart(rows: Sequence[DotRow], lines: Sequence[Line], *, label: str) -> s
     return _svg("dots", "100%", y + 22, label, back + front)
 
 
-def heat_map(heads: Sequence[Sequence[HeatCell]], mlps: Sequence[HeatCell], *, css: str, width: int, label: str) -> str:
-    """Layers down, heads across, the MLP of each layer in a column of its own; `width` of the heads, in pixels, at most."""
+def heat_map(
+    heads: Sequence[Sequence[HeatCell]], mlps: Sequence[HeatCell], *, css: str, width: int, label: str, column: str = "MLP"
+) -> str:
+    """Layers down, heads across, the MLP of each layer in a column of its own; `width` of the heads, in pixels, at most.
+
+    Without heads the column stands alone; `column` is what it is called.
+    """
     columns = len(heads[0])
-    cell = max(6, min(27, width // columns - 2))
+    cell = max(6, min(27, width // max(columns, 12) - 2))
     pitch, left, top = cell + 2, 24, 22
     mlp_x = left + columns * pitch + 12
     step = math.ceil(17 / pitch)  # axis labels of neighbours must not touch
     marks = [_tick(left + head * pitch + cell / 2, 14, str(head)) for head in range(0, columns, step)]
-    marks.append(_tick(mlp_x + cell / 2, 14, "MLP"))
+    marks.append(_tick(mlp_x + cell / 2, 14, column))
     for layer, (row, mlp) in enumerate(zip(heads, mlps, strict=True)):
         y = top + layer * pitch
         marks += [_tick(left - 8, y + cell / 2 + 4, str(layer), side=True)] if layer % math.ceil(13 / pitch) == 0 else []
@@ -111,7 +116,7 @@ def heat_map(heads: Sequence[Sequence[HeatCell]], mlps: Sequence[HeatCell], *, c
             marks.append(
                 f'<rect {shade} x="{x}" y="{y}" width="{cell}" height="{cell}" rx="3"><title>{escape(it.title)}</title></rect>'
             )
-    right, bottom = mlp_x + cell + 10, top + len(heads) * pitch
+    right, bottom = mlp_x + cell + (10 if columns else 24), top + len(heads) * pitch
     return _svg("heat", str(right), bottom, label, marks, box=f' viewBox="0 0 {right} {bottom}"')
 
 

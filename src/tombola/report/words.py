@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import and_
 
-from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, estimate, per_seed, size
+from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, estimate, per_seed, size, units_of
 from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
 from tombola.study.results import TicketRow
 
@@ -153,7 +153,7 @@ def _ticket_warnings(case: Case) -> Iterator[str]:
         shapes = listed([shape_name(shape) for shape in case.shapes])
         yield f"Tickets of models of different sizes ({shapes}): their maps, sizes and overlaps are not shown."
         return
-    for what in ("nothing", "no heads", "no MLPs", "everything"):
+    for what in ("nothing", *(f"no {unit}" for unit in UNITS), "everything"):
         if found := [ticket_name(ticket) for ticket in case.tickets if _extreme(ticket) == what]:
             yield f"A mask that keeps {what}: {listed(found)}."
     good = {ticket.seed: ticket for ticket in case.good}
@@ -187,12 +187,12 @@ def _extreme(ticket: TicketRow) -> str | None:
     if ticket.values is not None:
         kept, of_all = ticket.values
         return "everything" if kept == of_all else "nothing" if not kept else None
-    heads, mlps = (of(ticket) for of in UNITS.values())
-    if all(heads + mlps):
+    parts = {unit: of(ticket) for unit, of in units_of(ticket).items()}
+    if all(map(all, parts.values())):
         return "everything"
-    if not any(heads + mlps):
+    if not any(map(any, parts.values())):
         return "nothing"
-    return "no heads" if not any(heads) else "no MLPs" if not any(mlps) else None
+    return next((f"no {unit}" for unit, kept in parts.items() if not any(kept)), None)
 
 
 # Numbers
@@ -287,9 +287,11 @@ def ticket_name(ticket: TicketRow) -> str:
     return f"{ticket.kind} of seed {ticket.seed}" + ("" if ticket.kind == "good" else f", draw {ticket.draw}")
 
 
-def component_name(layer: int, head: int | None) -> str:
-    """A head; without one, the MLP of the layer."""
-    return f"layer {layer} · MLP" if head is None else f"layer {layer} · head {head}"
+def component_name(layer: int, head: int | None, column: str = "MLP") -> str:
+    """A head; without one, what the last column of a map stands for: the MLP of the layer, its neurons, or all of it."""
+    if head is None:
+        return f"layer {layer}" if column == "layer" else f"layer {layer} · {column}"
+    return f"layer {layer} · head {head}"
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:

@@ -2,8 +2,8 @@
 
 Each has exactly the size of the ticket it controls, per type (heads, MLPs, neurons, values of parameters), and is drawn
 independently for every run seed, kind and draw. The values of all parameters are one type: what is exact is their total,
-and a matrix may keep more or fewer than the ticket's. Rules: Prasanna et al. 2020, sec. 4; `ControlSettings` has the ways in
-which the paper, the released code and correct practice differ.
+and a matrix may keep more or fewer than the ticket's. Of a ticket of whole layers, layers are drawn. Rules: Prasanna et al.
+2020, sec. 4; `ControlSettings` has the ways in which the paper, the released code and correct practice differ.
 
 Order of reading: the rules, the tables that choose one, `control`, the draw itself.
 """
@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tombola.errors import SearchError
@@ -36,9 +37,9 @@ class ControlSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What one control is drawn over: all heads, all MLPs, all neurons, or the values of all parameters together."""
+    """What one control is drawn over: all heads, all MLPs, all neurons, layers, or the values of all parameters together."""
 
-    unit: str  # "heads" | "mlps" | "neurons" | "values"
+    unit: str  # "heads" | "mlps" | "neurons" | "layers" | "values"
     good: dict[str, Tensor]  # the ticket's parts of this type; one, or a parameter each
     scores: Mapping[str, Tensor] | None  # of the weights the ticket was found on, by part; higher = more important
     rng: np.random.Generator
@@ -68,11 +69,11 @@ def random_bernoulli(pool: Pool) -> dict[str, Tensor]:
 def random_per_layer(pool: Pool) -> dict[str, Tensor]:
     """As many entries as `good` keeps in every layer: a row of heads or neurons, a parameter of values.
 
-    A layer has one MLP, so that drawn by layer nothing would be random: MLPs are drawn as `random` does.
+    A layer has one MLP, so that drawn by layer nothing would be random: MLPs, and layers, are drawn as `random` does.
     """
     if pool.unit == "values":
         return {name: _pick(torch.ones_like(part), int(part.sum()), pool.rng) for name, part in pool.good.items()}
-    if pool.unit == "mlps":
+    if pool.unit in ("mlps", "layers"):
         return random(pool)
     ((name, part),) = pool.good.items()
     return {name: torch.stack([_pick(torch.ones_like(row), int(row.sum()), pool.rng) for row in part])}
@@ -130,27 +131,56 @@ def control(
     draw: int,
     settings: ControlSettings = ControlSettings(),
     scores: Mapping[str, Tensor] | None = None,
+    layers: Int[Tensor, " attention"] | None = None,
 ) -> Mask:
     """The control mask of one kind for (mask seed, draw); the same arguments always give the same mask.
 
     Its parts are those of `good`, of the same shapes. `scores` are the criterion's on the weights `good` was found on, by part
-    ("heads", "mlps", a parameter's name; higher = more important): needed by lowest_importance and remove_highest only.
+    ("heads", "mlps", "neurons", "layers", a parameter's name; higher = more important): needed by lowest_importance and
+    remove_highest only.
+
+    layers: for a ticket of whole layers, which layer each row of its heads is in (`Anatomy.layer_of_attention`); layers are
+    then drawn, and heads and MLPs go with them. Those with cross-attention are larger, and are drawn among themselves.
 
     Draws are independent: the generator is seeded by all of good mask, kind, seed and draw. Under control_draws =
     reseeded_42 it is seeded with 42 for every model, as the released code does: draws then repeat over seeds, draws and tickets
     of the same size.
 
-    Raises: SearchError for an unknown kind, for scores that are missing or of another shape; MaskError for a score that is NaN.
+    Raises: SearchError for an unknown kind, for scores that are missing or of another shape, for `layers` and a mask that is not
+    of whole layers; MaskError for a score that is NaN.
     """
     if kind not in CONTROLS:
         raise SearchError(f"unknown kind of control {kind!r}", expected=", ".join(CONTROLS))
     rng = np.random.default_rng(SEEDS[settings.control_draws](good, kind, seed, draw))
+    if layers is not None:
+        return _of_layers(good, layers, scores, rng, CONTROLS[kind]("layers", settings))
     pools = [Pool(unit, {unit: part}, scores, rng) for unit, part in good.parts().items() if unit in UNITS]
     if good.values:
         pools.append(Pool("values", dict(good.values), scores, rng))
     drawn = {name: part for pool in pools for name, part in CONTROLS[kind](pool.unit, settings)(pool).items()}
     units = {name: drawn.pop(name) for name in UNITS if name in drawn}
     return Mask(**units, values=drawn)
+
+
+def _of_layers(
+    good: Mask, layers: Int[Tensor, " attention"], scores: Mapping[str, Tensor] | None, rng: np.random.Generator, rule: Draw
+) -> Mask:
+    """A control of whole layers: `rule` draws among those that have as many rows of heads as each other."""
+    kept = good.mlps
+    whole = None if kept is None or good.heads is None or good.neurons is not None or good.values else kept[layers][:, None]
+    if kept is None or good.heads is None or whole is None or not torch.equal(whole.expand_as(good.heads), good.heads):
+        raise SearchError(
+            "the ticket is not one of whole layers",
+            got=good.counts_by_type(),
+            expected="of each layer all heads and the MLP, or none of them",
+            next="draw its controls of heads and MLPs: leave out layers=",
+        )
+    rows, drawn = torch.bincount(layers, minlength=len(kept)), torch.zeros_like(kept)
+    for size in sorted(set(rows.tolist())):
+        alike = torch.nonzero(rows == size).flatten()
+        own = None if scores is None or "layers" not in scores else {"layers": scores["layers"][alike]}
+        drawn[alike] = rule(Pool("layers", {"layers": kept[alike]}, own, rng))["layers"]
+    return Mask(heads=drawn[layers][:, None].expand_as(good.heads), mlps=drawn)
 
 
 def needs_scores(good: Mask, kind: str, settings: ControlSettings) -> bool:

@@ -1,40 +1,51 @@
-"""s-pruning: remove whole heads and MLPs, least important first, while the score holds the floor.
+"""s-pruning: remove whole parts (heads and MLPs, neurons, or layers), least important first, while the score holds the floor.
 
-Source: Prasanna et al. 2020, sec. 3.1 and App. B (E2 – E4 of the reproduction's list). A pass over the selection rows
-under a mask gives its score *and* the importance of what is left, so that a step costs one pass. Steps are fractions of
-all heads (all MLPs) of the model, which makes 14, 7 and 1 of BERT-base's 144 heads and 12 MLPs into 7, 3 and 1 of a
-6-layer model's 72 and 6.
+Source: Prasanna et al. 2020, sec. 3.1 and App. B (E2 – E4 of the reproduction's list), for heads and MLPs; neurons and layers
+are ours, by the same rule. A pass over the selection rows under a mask gives its score *and* the importance of what is left,
+so that a step costs one pass. Steps are fractions of all heads (all MLPs) of the model, which makes 14, 7 and 1 of BERT-base's
+144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Int
+from torch import Tensor
 
 from tombola.evaluate import Score, score, score_and_gradients
 from tombola.gates import Gates
-from tombola.mask import Mask
+from tombola.mask import UNITS, Mask
 from tombola.prune import lowest
 from tombola.scores import REDUCTIONS, Importance, min_max, normalise, sensitivity
 from tombola.search.floor import FloorRule, floor_score, holds
 from tombola.tasks.encode import Encoded
 
-Procedure = Literal["joint", "heads", "mlps"]
+Procedure = Literal["joint", "heads", "mlps", "neurons", "layers"]
 if TYPE_CHECKING:
     Reduction = str
 else:
     Reduction = Literal[*REDUCTIONS]
 Amount = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)]  # a count, or a fraction of all; at least one goes
 
-# What each phase removes a step: (name, which head step, whether an MLP goes). The paper's joint procedure goes on with
-# heads only and then with MLPs only, each from the last mask that held.
-PHASES: dict[str, tuple[tuple[str, str | None, bool], ...]] = {
-    "joint": (("joint", "s_head_step", True), ("heads", "s_heads_only_phase_step", False), ("mlps", None, True)),
-    "heads": (("heads", "s_head_step", False),),
-    "mlps": (("mlps", None, True),),
+# Procedure → its phases: (name, which setting says how much of each kind of part goes a step). The paper's joint procedure goes
+# on with heads only and then with MLPs only, each from the last mask that held.
+PHASES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
+    "joint": (
+        ("joint", {"heads": "s_head_step", "mlps": "s_mlp_step"}),
+        ("heads", {"heads": "s_heads_only_phase_step"}),
+        ("mlps", {"mlps": "s_mlp_step"}),
+    ),
+    "heads": (("heads", {"heads": "s_head_step"}),),
+    "mlps": (("mlps", {"mlps": "s_mlp_step"}),),
+    "neurons": (("neurons", {"neurons": "s_neuron_step"}),),
+    "layers": (("layers", {"layers": "s_layer_step"}),),  # all heads of a layer and its MLP
 }
+# Settings that are a part of a stored search only where its procedure reads them: see `Settings.search_in_use`.
+_OF_NEURONS, _OF_LAYERS = ({"procedures": (name,)} for name in ("neurons", "layers"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,21 +57,23 @@ class SPruneSettings:
     floor_rule: FloorRule = "fraction_of_full"
     importance_reduction: Reduction = "per_example"
     importance_batch_size: Annotated[int, Ge(1)] = 64  # plays a part under per_batch and accumulated only
-    importance_norm_members: Literal["remaining_heads", "all_heads"] = "remaining_heads"
-    importance_minmax: bool = False  # scores to [0, 1] over all heads and over all MLPs; changes no order but by rounding
+    importance_norm_members: Literal["remaining_heads", "all_heads"] = "remaining_heads"  # likewise of neurons
+    importance_minmax: bool = False  # scores to [0, 1] over all parts of a kind; changes no order but by rounding
     mlp_importance_norm: Literal["none", "token_count"] = "none"  # over the number of real tokens; changes no order
     rollback_importance: Literal["recompute", "keep_failed"] = "recompute"
     s_head_step: Amount = 0.10  # heads a step
     s_head_step_base: Literal["total", "remaining"] = "total"  # what the fractions of heads are fractions of
     s_heads_only_phase_step: Amount = 0.05
     s_mlp_step: Amount = 1 / 12  # MLPs a step, of all
+    s_neuron_step: Amount = field(default=0.10, metadata=_OF_NEURONS)  # neurons a step, of all
+    s_layer_step: Amount = field(default=1 / 12, metadata=_OF_LAYERS)  # layers a step, of all
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One mask that was tried."""
 
-    phase: str  # "full" for the dense model, then "joint" | "heads" | "mlps"
+    phase: str  # "full" for the dense model, then "joint" | "heads" | "mlps" | "neurons" | "layers"
     mask: Mask
     score: Score  # on the selection rows
     importance: Importance  # of the parts under this mask, raw
@@ -87,26 +100,31 @@ def s_prune(
     Raises: SearchError when the full model is no better than the majority line (see `floor_score`).
     """
     trials: list[Trial] = []
+    anatomy, phases = gates.anatomy, PHASES[settings.procedure]
+    units = {unit for _, steps in phases for unit in steps}
+    dense = anatomy.full_mask(*(["neurons"] if "neurons" in units else ["heads", "mlps"]))
+    how = (settings.importance_reduction, settings.importance_batch_size)
+    over_rows = partial(score_and_gradients, neurons=how) if "neurons" in units else score_and_gradients
+    layer_of = anatomy.layer_of_attention
 
     def attempt(phase: str, mask: Mask, floor: float) -> Trial:
         gates.set(mask)
-        predictions, gradients = score_and_gradients(gates, selection)
-        importance = sensitivity(gradients, settings.importance_reduction, settings.importance_batch_size)
+        predictions, gradients = over_rows(gates, selection)
+        importance = sensitivity(gradients, *how, layer_of_attention=layer_of if "layers" in units else None)
         result = score(predictions, metric)
         trials.append(Trial(phase, mask, result, importance, holds(result, floor)))
         progress(trials[-1])
         return trials[-1]
 
     try:
-        kept = attempt("full", gates.anatomy.full_mask(), -float("inf"))
+        kept = attempt("full", dense, -float("inf"))
         floor = floor_score(kept.score, settings.floor, settings.floor_rule)
         importance = kept.importance
-        for phase, head_step, with_mlp in PHASES[settings.procedure]:
+        for phase, steps in phases:
             while True:
-                of = kept.mask if settings.s_head_step_base == "remaining" else gates.anatomy.full_mask()
-                heads = 0 if head_step is None else _step(getattr(settings, head_step), _kept_heads(of))
-                mlps = _step(settings.s_mlp_step, gates.anatomy.n_layers) if with_mlp else 0
-                smaller = remove_lowest(kept.mask, importance, heads, mlps, settings, tokens=sum(selection.lengths))
+                counts = {unit: _step(getattr(settings, name), _base(unit, settings, kept.mask)) for unit, name in steps.items()}
+                tokens = sum(selection.lengths)
+                smaller = remove_lowest(kept.mask, importance, counts, settings, tokens=tokens, layer_of_attention=layer_of)
                 if smaller == kept.mask:
                     break
                 trial = attempt(phase, smaller, floor)
@@ -115,41 +133,55 @@ def s_prune(
                     break
                 kept, importance = trial, trial.importance
     finally:
-        gates.set(gates.anatomy.full_mask())
+        gates.set(anatomy.full_mask())
     return SPruneResult(kept.mask, tuple(trials), floor)
 
 
 def remove_lowest(
     mask: Mask,
     importance: Importance,
-    heads: int,
-    mlps: int,
+    counts: Mapping[str, int],
     settings: SPruneSettings = SPruneSettings(),
     *,
     tokens: int = 1,
+    layer_of_attention: Int[Tensor, " attention"] | None = None,
 ) -> Mask:
-    """`mask` without its `heads` least important heads and `mlps` least important MLPs, or all that are left of them.
+    """`mask` without the least important parts of each kind, as many as `counts` says, or all that are left of them.
 
-    Head scores are normalised within their layer first, then both as the settings say; `tokens` are those of the selection.
+    counts: "heads", "mlps", "neurons" or "layers" → how many go. Scores of heads and of neurons are normalised within their layer
+    first, then all as the settings say; `tokens` are those of the selection. A layer takes all its heads along and its MLP: it is
+    there while its MLP is, and `layer_of_attention` (see `Anatomy`) says which heads are its own; without it, those of its row.
     """
-    assert mask.heads is not None and mask.mlps is not None
-    members = mask.heads if settings.importance_norm_members == "remaining_heads" else torch.ones_like(mask.heads)
-    head_scores, mlp_scores = normalise(importance.heads, members), importance.mlps
-    if settings.mlp_importance_norm == "token_count":
-        mlp_scores = mlp_scores / tokens
-    if settings.importance_minmax:
-        head_scores, mlp_scores = min_max(head_scores), min_max(mlp_scores)
-    return Mask(
-        heads=mask.heads & ~lowest(head_scores, min(heads, _kept_heads(mask)), mask.heads),
-        mlps=mask.mlps & ~lowest(mlp_scores, min(mlps, int(mask.mlps.sum())), mask.mlps),
-    )
+    parts = {name: part for name, part in mask.parts().items() if name in UNITS}
+    for unit, count in counts.items():
+        left = parts["mlps" if unit == "layers" else unit]
+        gone = lowest(_comparable(unit, importance, left, settings, tokens), min(count, int(left.sum())), left)
+        if unit == "layers":
+            parts["mlps"] = left & ~gone
+            of = gone if layer_of_attention is None else gone[layer_of_attention]
+            parts["heads"] = parts["heads"] & ~of[:, None]
+        else:
+            parts[unit] = left & ~gone
+    return Mask(**parts, values=mask.values)
+
+
+def _comparable(unit: str, importance: Importance, left: Tensor, settings: SPruneSettings, tokens: int) -> Tensor:
+    """The scores by which parts of one kind compete, over all layers."""
+    scores: Tensor | None = getattr(importance, unit)
+    assert scores is not None
+    if scores.ndim == 2:
+        scores = normalise(scores, left if settings.importance_norm_members == "remaining_heads" else torch.ones_like(left))
+    elif unit == "mlps" and settings.mlp_importance_norm == "token_count":
+        scores = scores / tokens
+    return min_max(scores) if settings.importance_minmax else scores
+
+
+def _base(unit: str, settings: SPruneSettings, mask: Mask) -> int:
+    """What the step of a kind of part is a fraction of: all of them; of heads, as the settings say."""
+    part = mask.parts()["mlps" if unit == "layers" else unit]
+    return int(part.sum()) if unit == "heads" and settings.s_head_step_base == "remaining" else part.numel()
 
 
 def _step(amount: int | float, n: int) -> int:
     """How many of `n` go: a count, or a fraction of them (int(0.1 · 144) = 14, as released); at least one."""
     return amount if isinstance(amount, int) else max(1, int(amount * n))
-
-
-def _kept_heads(mask: Mask) -> int:
-    assert mask.heads is not None
-    return int(mask.heads.sum())

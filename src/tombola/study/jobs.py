@@ -68,7 +68,7 @@ def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_se
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
         training = shared | {"train": asdict(settings.train), "keep_weights": True}
         dense = _cell("fine_tune", training)
-        searching = {"method": settings.method, "preset": settings.preset, "search": asdict(settings.search)}
+        searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         search = _cell("search", searching, model=dense)
         found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
     return found
@@ -180,7 +180,7 @@ def find(
     model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
     task       a name ("sst2", "qnli:train=train_from_dev", "hub:imdb"), or what `files_task` or `hub_task` made
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
-    method     "s-prune" (heads and MLPs to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
+    method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
     preset     "paper", "released" or "corrected": what every setting is that is not given
     settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone

@@ -80,18 +80,19 @@ class TicketRow:
     kind: str  # one of KINDS
     draw: int
     heads: tuple[tuple[float, ...], ...]  # [layer][head], share of it that is kept: 1 or 0 where whole heads are removed
-    mlps: tuple[float, ...]  # [layer], likewise
+    mlps: tuple[float, ...]  # [layer], likewise; of neurons the share of them
     body_share: float  # surviving share of the maskable values: of heads and MLPs, or of the scope of single values
     total_share: float  # surviving share of all parameters of the model, in [0, 1]
     scope: str = "heads+mlps"
     values: tuple[int, int] | None = None  # (kept, all) single values of an unstructured ticket
     shared_with_good: Mapping[str, int] = field(default_factory=dict)  # part → kept by this control and its good ticket too
     head_importance: tuple[tuple[float, ...], ...] | None = None  # raw mean |dL/dξ| of the dense model, good only
-    mlp_importance: tuple[float, ...] | None = None
+    mlp_importance: tuple[float, ...] | None = None  # of a ticket of layers theirs, of one of neurons their mean
     path: tuple[PathStep, ...] = ()
     floor_score: float | None = None  # the score the mask had to hold on the selection rows
     full_score: float | None = None  # of the dense model on the selection rows
     selection_rows: int | None = None  # rows the mask was chosen on
+    neurons: tuple[bool, ...] = ()  # all of them in the order of layers, where the mask is of neurons
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,11 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
 
     ticket = Ticket.from_pretrained(folder / "ticket")
     size, details = size_of(ticket.anatomy, ticket.mask), ticket.details
-    steps = load_file(folder / "steps.safetensors") if (folder / "steps.safetensors").is_file() else None
+    steps = load_file(folder / "steps.safetensors") if (folder / "steps.safetensors").is_file() else {}
+    dense = {name: of[0] for name, of in steps.items() if name.endswith("_importance")}
+    of_heads, of_mlps = dense.get("head_importance"), dense.get("mlp_importance")
+    if dense and ticket.scope in ("neurons", "layers"):  # what could be removed decides, and that alone
+        of_heads, of_mlps = None, dense["neuron_importance"].mean(1) if ticket.scope == "neurons" else dense["layer_importance"]
     kept = details.get("survival") or {name: part.double().tolist() for name, part in ticket.mask.parts().items()}
     return TicketRow(
         cell=key,
@@ -282,12 +287,13 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         scope=ticket.scope,
         values=ticket.mask.counts_by_type().get("values"),
         shared_with_good=details.get("shared_with_good", {}),
-        head_importance=None if steps is None else tuple(tuple(row) for row in steps["head_importance"][0].tolist()),
-        mlp_importance=None if steps is None else tuple(steps["mlp_importance"][0].tolist()),
+        head_importance=None if of_heads is None else tuple(tuple(row) for row in of_heads.tolist()),
+        mlp_importance=None if of_mlps is None else tuple(of_mlps.tolist()),
         path=tuple(PathStep(**step) for step in details.get("path", ())),
         floor_score=details.get("floor_score"),
         full_score=details.get("full_score"),
         selection_rows=next((m["n"] for m in ticket.metrics if m["split"] == "selection"), None),
+        neurons=() if ticket.mask.neurons is None else tuple(ticket.mask.flat("neurons").tolist()),
     )
 
 

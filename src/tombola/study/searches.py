@@ -21,7 +21,8 @@ from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, Trial, s_prune
 from tombola.tasks.encode import Encoded
 
-STRUCTURED = "heads+mlps"  # the scope of tickets that keep or remove whole parts
+# procedure of s-prune → the scope of its tickets: which parts are kept or removed whole
+STRUCTURED = {"joint": "heads+mlps", "heads": "heads+mlps", "mlps": "heads+mlps", "neurons": "neurons", "layers": "layers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,18 @@ class Asked:
 
 
 def _s_prune(asked: Asked) -> Outcome:
+    settings = SPruneSettings(**asked.settings)
     with Gates(asked.model, asked.anatomy) as gates:
-        result = s_prune(gates, asked.selection, asked.metric, SPruneSettings(**asked.settings), asked.trial)
+        result = s_prune(gates, asked.selection, asked.metric, settings, asked.trial)
+    scope = STRUCTURED[settings.procedure]
     path = [
-        {"step": step, "phase": trial.phase, "score": trial.score.value, "passed": trial.passed, "kept": _kept(trial.mask)}
+        {"step": step, "phase": trial.phase, "score": trial.score.value, "passed": trial.passed}
+        | {"kept": _kept(trial.mask, whole_layers=scope == "layers")}
         for step, trial in enumerate(result.trials)
     ]
     kept = next(trial for trial in reversed(result.trials) if trial.mask == result.mask)
     full, tensors = result.trials[0].score, _importances(result.trials)
-    return Outcome(result.mask, STRUCTURED, full, kept.score, result.floor_score, path, tensors)
+    return Outcome(result.mask, scope, full, kept.score, result.floor_score, path, tensors)
 
 
 def _m_prune(asked: Asked) -> Outcome:
@@ -88,15 +92,18 @@ def _one_shot(asked: Asked) -> Outcome:
 METHODS: dict[str, Callable[[Asked], Outcome]] = {"s-prune": _s_prune, "m-prune": _m_prune, "one-shot": _one_shot}
 
 
-def _kept(mask: Mask) -> dict[str, int]:
-    return {name: kept for name, (kept, _) in mask.counts().items()}
+def _kept(mask: Mask, *, whole_layers: bool) -> dict[str, int]:
+    """Part → how many are kept; a layer is kept where its MLP is."""
+    kept = {name: kept for name, (kept, _) in mask.counts().items()}
+    return {"layers": kept["mlps"]} if whole_layers else kept
 
 
 def _importances(trials: tuple[Trial, ...]) -> dict[str, Tensor]:
-    """Importance and mask of every trial: [step, layer, head] and [step, layer]."""
-    return {
-        "head_importance": torch.stack([t.importance.heads for t in trials]),
-        "mlp_importance": torch.stack([t.importance.mlps for t in trials]),
-        "heads": torch.stack([t.mask.parts()["heads"] for t in trials]).to(torch.uint8),
-        "mlps": torch.stack([t.mask.parts()["mlps"] for t in trials]).to(torch.uint8),
+    """Importance and mask of every trial: [step, layer, head], [step, layer] and, of neurons, [step, layer, d_ffn]."""
+    scored = {
+        f"{unit.removesuffix('s')}_importance": [getattr(t.importance, unit) for t in trials]
+        for unit in ("heads", "mlps", "neurons", "layers")
+        if getattr(trials[0].importance, unit) is not None
     }
+    masks = {unit: [t.mask.parts()[unit].to(torch.uint8) for t in trials] for unit in trials[0].mask.parts()}
+    return {name: torch.stack(steps) for name, steps in (scored | masks).items()}

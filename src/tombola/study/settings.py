@@ -68,6 +68,16 @@ class Settings:
         """Group → name → value, as JSON; without seeds."""
         return {group: asdict(getattr(self, group)) for group in groups_of(self.method)}
 
+    @property
+    def search_in_use(self) -> dict[str, Any]:
+        """The settings of the search as its cell names them: without those that only other procedures read.
+
+        Which these are, a field's metadata says. So a setting that comes with a new procedure renames no stored search.
+        """
+        procedure = getattr(self.search, "procedure", None)
+        used = {one.name for one in fields(self.search) if procedure in one.metadata.get("procedures", (procedure,))}
+        return {name: value for name, value in asdict(self.search).items() if name in used}
+
 
 def groups_of(method: str) -> dict[str, type[Any]]:
     """Group → settings class, for one method of search. Raises: SettingsError for an unknown method."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tombola.anatomy import Anatomy, read_anatomy, size_of
+from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
 from tombola.errors import CheckpointError, TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
 from tombola.gates import hold, lesion_of, masked, prove_acts
@@ -206,7 +206,8 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     options = ControlSettings(**cell.settings["control"])
     if kind.rule in CONTROLS:
         scores = _scores_found_on(cell, lab, good) if needs_scores(good.mask, kind.rule, options) else None
-        mask = control(good.mask, kind.rule, seed=good.seeds["mask"], draw=draw, settings=options, scores=scores)
+        layers = layers_of_heads(good.anatomy) if good.scope == "layers" else None
+        mask = control(good.mask, kind.rule, seed=good.seeds["mask"], draw=draw, settings=options, scores=scores, layers=layers)
     else:
         mask = good.mask if kind.rule == "good" else good.mask | ~good.mask
     overlap, survival = good.mask.overlap_by_type(mask), good.details.get("survival")
@@ -260,7 +261,7 @@ def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
 def _scores_found_on(cell: Cell, lab: Lab, good: Ticket) -> dict[str, torch.Tensor]:
     """What a good ticket was chosen by: importances of its dense model, or magnitudes of the weights it was found on."""
     searched = cell.inputs["ticket"]
-    if good.mask.heads is not None:
+    if good.mask.structured().parts():
         if not isinstance(searched, Cell):
             raise TombolaError(
                 "the importances this ticket was chosen by are not here",
@@ -269,7 +270,7 @@ def _scores_found_on(cell: Cell, lab: Lab, good: Ticket) -> dict[str, torch.Tens
                 next="run `tombola find` into this store, or take the rule pruned_plus_fill",
             )
         steps = load_file(lab.folder(searched) / "steps.safetensors")
-        return {"heads": steps["head_importance"][0], "mlps": steps["mlp_importance"][0]}
+        return {f"{name.removesuffix('_importance')}s": of[0] for name, of in steps.items() if name.endswith("_importance")}
     folder, _ = locate_weights(good, "found_on")
     model = load_weights(folder, good.objective, head_seed=0)
     return magnitude(Wanted(model=model, names=list(good.mask.values)))
