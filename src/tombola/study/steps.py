@@ -56,6 +56,7 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
         lab.reporter.say(f"{error}\n  starting this run anew")
+        lab.store.scratch(cell.key)  # raises when they are a successor's by now
         shutil.rmtree(checkpoints)
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     predictions = _predict_all(cell, lab, data, model)
@@ -91,6 +92,7 @@ def _trained(
         progress=lambda share: progress(0.9 * share),
         checkpoints=checkpoints,
         every_seconds=lab.checkpoint_seconds,
+        ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
     )
     return model, log, said
 
