@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from tombola.anatomy import Layout
 from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.stats import Overlap
@@ -183,6 +184,15 @@ class Ticket:
         """SHA-256 (32 hex characters) of what makes this ticket this one: all it says but `metrics`, which are facts about
         it and may be added to, and where weights happened to lie. Parents and cells name tickets by it."""
         return _digest({name: value for name, value in self._json().items() if name != "metrics"})
+
+    @property
+    def layout(self) -> tuple[Layout, ...] | None:
+        """Where the parts of its model are, when that was said by hand; None when they are found by structure.
+
+        Raises: AnatomyError when what the ticket says is no layout.
+        """
+        said = self.settings.get("layout")
+        return None if said is None else Layout.from_plain(said, "the layout of the ticket")
 
     def overlap(self, other: "Ticket") -> dict[str, Overlap]:
         """Agreement with another ticket of the same architecture, per part."""

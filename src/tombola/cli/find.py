@@ -9,6 +9,7 @@ import typer
 
 from tombola.cli.look import write_page
 from tombola.cli.options import (
+    LayoutOption,
     OwnRows,
     PresetOption,
     Running,
@@ -92,6 +93,7 @@ def find(
     *,
     method: Annotated[str, typer.Option(help="s-prune (heads, MLPs), m-prune (values, to a floor), one-shot.")] = "s-prune",
     preset: PresetOption = None,
+    layout: LayoutOption = None,
     common: CommonSettings,
     seeds: SeedsOption = "0",
     kinds: Annotated[str, typer.Option("--controls", help="Also draw controls of these kinds, separated by commas.")] = "",
@@ -105,10 +107,12 @@ def find(
     run: Running,
 ) -> None:
     """Fine-tune MODEL on TASK, then search for a ticket: one for each seed. --controls and --retrain test it in the same run."""
+    from tombola.anatomy import Layout
     from tombola.study.jobs import found_ticket, implied, plan_controls, plan_find, plan_ladder, plan_test
     from tombola.study.settings import resolve
 
     run_seeds, control_kinds = numbers(seeds), words(kinds)
+    layouts = None if layout is None else Layout.from_yaml(layout)
     values, own = split_seeds(common.given() | run.settings())
     asked = rows.task(task)
     values = {**implied(asked), **values}
@@ -116,8 +120,9 @@ def find(
         _refuse_with_ladder(preset, out)
         lab = run.lab()
         rungs = plan_ladder(
-            lab, model, asked, ladder, values, run_seeds, own, method=method, kinds=control_kinds, draws=draws, retrain=retrain
-        )
+            lab, model, asked, ladder, values, run_seeds, own,
+            method=method, kinds=control_kinds, draws=draws, retrain=retrain, layout=layouts,
+        )  # fmt: skip
         cells = [cell for rung in rungs for cell in rung.cells]
         if run.dry_run:
             print_plan(lab, cells, run.as_json)
@@ -128,7 +133,7 @@ def find(
     settings = resolve(values, run_seeds, own, method=method, preset=preset or "corrected")
     targets = _targets(out, run_seeds)
     lab = run.lab()
-    planned = plan_find(lab, model, asked, settings, run_seeds)
+    planned = plan_find(lab, model, asked, settings, run_seeds, layouts)
     cells = [cell for found in planned for cell in found.cells]
     for one in planned:
         tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if retrain else []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tombola.cli.options import STORE, JsonOption, make_lab, quiet
+from tombola.cli.options import STORE, JsonOption, LayoutOption, make_lab, quiet
 from tombola.errors import TombolaError
 from tombola.terminal import print_json, print_table, say
 
@@ -35,9 +35,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def inspect(
     model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
-    layout: Annotated[
-        Path | None, typer.Option(help="YAML file that says where the parts of a layer are; proved like what is found.")
-    ] = None,
+    layout: LayoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a model is made of: layers, heads, kv-heads, MLP widths, and how many values a mask of each scope has."""

@@ -40,6 +40,9 @@ BudgetOption = Annotated[
     float | None, typer.Option("--disk-budget", help="Start nothing more when the store holds so many GB.", min=0)
 ]
 SeedsOption = Annotated[str, typer.Option("--seeds", help="Run seeds, separated by commas.")]
+LayoutOption = Annotated[
+    Path | None, typer.Option("--layout", help="YAML file that says where the parts of a layer are; proved like what is found.")
+]
 TicketArgument = Annotated[str, typer.Argument(help="A ticket's folder, or the start of its cell's key.")]
 OtherTaskArgument = Annotated[str | None, typer.Argument(help="The task; without it, the ticket's own.")]
 

@@ -3,12 +3,14 @@
 Everything is read once a run and kept in the lab's cache; what a cell was planned for is checked against what is there now.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tombola.anatomy import Layout, read_anatomy
 from tombola.errors import DataError, TombolaError
+from tombola.scope import scope_parameters
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab
 from tombola.tasks import (
@@ -26,7 +28,7 @@ from tombola.tasks import (
     split_selection,
 )
 from tombola.tasks.encode import Encoded, encode
-from tombola.ticket import fingerprint_files, resolve_model
+from tombola.ticket import fingerprint_files, load_weights, resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,28 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         backend.no_truncation()
         backend.no_padding()
     tokenizer.save_pretrained(folder)
+
+
+def layout_of(model: Mapping[str, Any]) -> tuple[Layout, ...] | None:
+    """Where the parts of a cell's model are, when that was said by hand; None when they are found by structure."""
+    return None if "layout" not in model else Layout.from_plain(model["layout"], "the layout of the cell")
+
+
+def check_parts(lab: Lab, model: Mapping[str, Any], labels: Sequence[str], scope: str | None) -> None:
+    """Reads the model's parts before anything is computed, and looks a scope up in them; once a run.
+
+    What is read does not depend on the weights, so that the base stands for what it is trained to. Costs loading it and two
+    forward passes of a short batch. Raises: AnatomyError for a model that cannot be read, or not by its layout; MaskError for a
+    scope that is unknown or matches nothing.
+    """
+    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), len(labels), scope)
+    if known in lab.cache:
+        return
+    loaded = load_weights(base_folder(lab, model), tuple(labels), head_seed=0)
+    anatomy = read_anatomy(loaded, layout_of(model))
+    if scope is not None:
+        scope_parameters(loaded, anatomy, scope)
+    lab.cache[known] = True
 
 
 def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:
