@@ -113,10 +113,11 @@ class GcPlan:
 class Store:
     """A folder of cells, shared by any number of threads, processes and computers.
 
-    `create` makes the folder when it is missing. Nothing else is written before a result is, so a read-only store can
-    be read. `on_message` gets what a user should know: damage, waiting longer than `patience` seconds, a lock taken
-    over. That happens when its owner is a dead process of this computer, or gave no heartbeat for `stale_after` seconds
-    of the file server's clock. `budget` is how many bytes the store may hold when a cell is started; None is no limit.
+    `create` makes the folder when it is missing; with `late` only when the first result is computed, until when the store
+    is empty. Nothing else is written before a result is, so a read-only store can be read. `on_message` gets what a user
+    should know: damage, waiting longer than `patience` seconds, a lock taken over. That happens when its owner is a dead
+    process of this computer, or gave no heartbeat for `stale_after` seconds of the file server's clock. `budget` is how
+    many bytes the store may hold when a cell is started; None is no limit.
     Raises: StoreError when the folder is no store, is of a newer format, or cannot be made.
     """
 
@@ -125,6 +126,7 @@ class Store:
         root: Path | str,
         *,
         create: bool = True,
+        late: bool = False,
         on_message: Callable[[str], None] = logging.getLogger("tombola.store").warning,
         stale_after: float = 30.0,
         patience: float = 5.0,
@@ -134,6 +136,16 @@ class Store:
         self._say, self._budget = on_message, budget
         self._locks = Locks(self.root, say=on_message, stale_after=stale_after, patience=patience, explained=self._explained)
         self._verified: dict[str, dict[str, _Stamp]] = {}  # key -> its files when their hashes were last found right
+        self._late = create and late and self._can_be_made()
+        if not self._late:
+            self._open(create)
+
+    def _can_be_made(self) -> bool:
+        """Whether nothing is there yet, and nothing is known that would keep the folder from being made."""
+        above = next(folder for folder in self.root.parents if os.path.lexists(folder))
+        return not os.path.lexists(self.root) and above.is_dir() and os.access(above, os.W_OK)
+
+    def _open(self, create: bool) -> None:
         with self._explained("opening it"):
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -168,6 +180,9 @@ class Store:
         other bytes for `key`.
         """
         text = _exact_json(describe, indent=2) + "\n"
+        if self._late:
+            self._open(create=True)
+            self._late = False
         if self._examine(key) == []:
             self._tidy(key)
             return self._folder(key), False

@@ -97,7 +97,7 @@ def find(
     common: CommonSettings,
     seeds: SeedsOption = "0",
     kinds: Annotated[str, typer.Option("--controls", help="Also draw controls of these kinds, separated by commas.")] = "",
-    draws: Annotated[int, typer.Option(help="Independent draws of each kind of control.")] = 1,
+    draws: Annotated[int | None, typer.Option(help="Independent draws of each kind of control.  [default: 1]")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Also train ticket and controls from the base.")] = False,
     ladder: Annotated[
         str | None, typer.Option(help="A:B, two presets: what each option in which they differ costs, one at a time.")
@@ -112,6 +112,9 @@ def find(
     from tombola.study.settings import resolve
 
     run_seeds, control_kinds = numbers(seeds), words(kinds)
+    if draws is not None and not control_kinds:
+        raise TombolaError("--draws is of controls, and none are asked for", got=draws, next="name their kinds with --controls")
+    draws = 1 if draws is None else draws
     layouts = None if layout is None else Layout.from_yaml(layout)
     values, own = split_seeds(common.given() | run.settings())
     asked = rows.task(task)

@@ -74,6 +74,8 @@ def report(
     from tombola.report.build import latex_table, markdown_table
     from tombola.study.results import collect
 
+    if markdown and latex:
+        raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
     lab = make_lab(store, reads=True)
     if markdown or latex:
         print((markdown_table if markdown else latex_table)(collect(lab.store)))

@@ -7,6 +7,7 @@ fields of the group instead, so that help, defaults and types are those of the f
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -213,8 +214,12 @@ def assignments(given: Sequence[str] | None) -> dict[str, Any]:
 
 
 def split_seeds(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Settings, and the four own seeds (`--set head_seed=3`) apart from them."""
+    """Settings, and the four own seeds (`--set head_seed=3`) apart from them. Raises: SettingsError for other than numbers."""
     four = {f"{name}_seed": name for name in ("head", "data", "dropout", "mask")}
+    wrong = {name: value for name, value in values.items() if name in four and type(value) is not int}
+    if wrong:
+        problems = [TombolaError(f"{name} is not valid", got=repr(v), expected="a whole number") for name, v in wrong.items()]
+        raise SettingsError(problems)
     return {n: v for n, v in values.items() if n not in four}, {four[n]: v for n, v in values.items() if n in four}
 
 
@@ -232,6 +237,8 @@ def make_lab(store: Path, data: Path | None = None, *, reads: bool = False, budg
     from tombola.study.cells import Lab
 
     quiet()
+    if budget is not None and not math.isfinite(budget):
+        raise TombolaError("the disk budget is no number of GB", got=budget, expected="a number, 0 or more")
     if data is not None and not data.is_dir():
         raise TombolaError("there is no such data folder", got=str(data), expected="a folder with <task>/<split>.jsonl.gz")
     if reads and not store.is_dir():
@@ -240,7 +247,7 @@ def make_lab(store: Path, data: Path | None = None, *, reads: bool = False, budg
         )
     progress = Progress()
     most = None if budget is None else round(budget * 1e9)
-    return Lab(Store(store, on_message=progress.say, budget=most), data, progress)
+    return Lab(Store(store, late=True, on_message=progress.say, budget=most), data, progress)
 
 
 def quiet() -> None:

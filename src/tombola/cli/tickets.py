@@ -39,11 +39,12 @@ def controls(
     run: Running,
 ) -> None:
     """Draw control tickets of exactly the same size and score them beside the good one, with what they share with it."""
-    from tombola.study.jobs import dense_of, plan_controls, plan_test, read_ticket, resolve_ticket, test_settings
+    from tombola.study.jobs import dense_of, plan_controls, plan_test, read_ticket, refuse_unused, resolve_ticket, test_settings
 
     lab = run.lab()
     rows.bring(lab, ticket)
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket)
+    refuse_unused(lab, ticket, run.settings(), "controls", ("control", "retrain"))
     settings = test_settings(read_ticket(lab, ticket), run.settings(), preset)
     planned = [plan_test(taken, dense, settings.retrain, retrain=retrain)]
     planned += plan_controls(taken, dense, words(kinds), draws, settings, retrain=retrain)

@@ -18,7 +18,7 @@ from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, check_parts, encoded_rows, named, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
-from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
+from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
@@ -243,8 +243,19 @@ def test_settings(ticket: Ticket, changes: Mapping[str, Any], preset: str | None
     return resolve(changes, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=preset or ticket.preset)
 
 
+def refuse_unused(lab: Lab, ticket: str, changes: Mapping[str, Any], verb: str, groups: Sequence[str]) -> None:
+    """Raises: SettingsError naming each setting that the ticket's method has and that plays no part in this verb."""
+    used = [field.name for group in groups for field in fields(GROUPS[group])]
+    unused = changes.keys() & options_of(method_of(read_ticket(lab, ticket))) - set(used)
+    expected = ", ".join(used)
+    problems = [TombolaError(f"{n} plays no part in {verb}", got=changes[n], expected=expected) for n in sorted(unused)]
+    if problems:
+        raise SettingsError(problems)
+
+
 def plan_retrain_on(lab: Lab, ticket: str, task: str | Task | None, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola retrain TICKET TASK`: the ticket's own settings and seeds, where `changes` does not say otherwise."""
+    refuse_unused(lab, ticket, changes, "retrain", ("data", "train", "retrain"))
     own = {field.name for field in fields(RetrainSettings)}
     options = test_settings(read_ticket(lab, ticket), {name: value for name, value in changes.items() if name in own}).retrain
     others = {name: value for name, value in changes.items() if name not in own}
@@ -253,6 +264,7 @@ def plan_retrain_on(lab: Lab, ticket: str, task: str | Task | None, changes: Map
 
 def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
+    refuse_unused(lab, ticket, changes, "evaluate", ("data", "train"))
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
     shared = _shared(dense)
     if weights == "base":
@@ -376,7 +388,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
     resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
-    common = _common(lab, ticket.base.name, spec or str(ticket.task), resolved, ticket.layout)
+    common = _common(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",

@@ -69,9 +69,9 @@ def ladder(text: str, known: "set[str] | None" = None) -> list[Rung]:
 
     Raises: SettingsError when `text` does not name two different presets.
     """
-    first, colon, last = text.partition(":")
-    if not colon or first == last:
-        problem = TombolaError("a ladder goes from one preset to another", got=text, expected="for example released:corrected")
+    first, _, last = text.partition(":")
+    if not (first and last) or ":" in last or first == last:
+        problem = TombolaError("a ladder goes from one preset to another", got=text, expected=f"A:B, two of {', '.join(NAMES)}")
         raise SettingsError([problem])
     start, end = preset_values(first, known), preset_values(last, known)
     single = [Rung(name, first, {name: end[name]}) for name in start if start[name] != end[name]]
