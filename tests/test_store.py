@@ -803,6 +803,27 @@ def test_store_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pyt
         Store(tmp_path / "new")
 
 
+def test_late_store_is_made_with_its_first_result(tmp_path: Path) -> None:
+    late = Store(tmp_path / "deep" / "store", late=True)
+    assert late.load(KEY) is None and list(late.entries()) == [] and late.verify() == []
+    assert late.gc(dry_run=False).garbage == () and late.disk_usage() == 0
+    assert not (tmp_path / "deep").exists()
+    other = Store(tmp_path / "deep" / "store")  # somebody else is faster
+    other.compute(OTHER, DESCRIBE, work)
+    folder, computed = late.compute(KEY, DESCRIBE, work)
+    assert computed and contents(folder) == FILES
+    assert Store(tmp_path / "deep" / "store", late=True).compute(KEY, DESCRIBE, never) == (folder, False)
+
+
+def test_late_store_is_refused_at_once_where_it_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "full"):
+        with pytest.raises(StoreError, match=place.name):
+            Store(place, late=True)
+
+
 # -- opening, finding, tidying ----------------------------------------------------------------------------------------
 
 

@@ -53,9 +53,9 @@ PATTERNS: dict[tuple[int, ...], tuple[int, int, int]] = {  # → projections of 
 def read_anatomy(model: nn.Module, layout: Layout | Sequence[Layout] | None = None) -> Anatomy:
     """The anatomy of `model`, found by structure (or taken from `layout`) and proved numerically.
 
-    Costs two forward passes of a short batch (one with a layout; one more where q, k and v are fused in an order that the first
-    guess missed); weights, modes and hooks of the model, and the caller's random state, are left as they were. The model may be
-    under gates, and may hold a mask.
+    Costs two forward passes of a short batch (one with a layout; one more where q, k and v are fused, or run, in an order that
+    the first guess missed); weights, modes and hooks of the model, and the caller's random state, are left as they were. The
+    model may be under gates, and may hold a mask.
     Raises: AnatomyError saying what was looked for, what was found, and how to pass a layout by hand.
     """
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point() and torch.finfo(p.dtype).bits < 32}
