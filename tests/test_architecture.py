@@ -23,6 +23,7 @@ LEVELS = (
     ("anatomy",),
     ("mask",),
     ("stats", "store"),
+    ("locks",),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
+from transformers.models.vit import modeling_vit
 
 import tombola
 from conftest import FAMILIES, TINY, tiny_family
@@ -112,6 +113,17 @@ def _t5(*ins: str) -> tuple[Where, ...]:
     return (stack("encoder", 1), replace(stack("decoder", 2), cross=cross))
 
 
+_VIT = Where(
+    "vit.layers.{}.", ("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.o_proj", ("mlp.fc1",), "mlp.fc2"
+)
+_EARLY_VIT = Where(  # of the first releases of transformers 5, which call k, v, q in this order
+    "vit.encoder.layer.{}.",
+    ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attention.output.dense",
+    ("intermediate.dense",),
+    "output.dense",
+)
+
 WHERE: dict[str, tuple[Where, ...]] = {
     "bert": (_BERT,),
     "roberta": (replace(_BERT, layers="roberta.encoder.layer.{}."),),
@@ -159,15 +171,7 @@ WHERE: dict[str, tuple[Where, ...]] = {
     "bart": _bart(),
     "t5": _t5("wi"),
     "t5-gated": _t5("wi_0", "wi_1"),
-    "vit": (
-        Where(
-            "vit.layers.{}.",
-            ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-            "attention.o_proj",
-            ("mlp.fc1",),
-            "mlp.fc2",
-        ),
-    ),
+    "vit": (_EARLY_VIT if hasattr(modeling_vit, "ViTEncoder") else _VIT,),
     "falcon": (replace(_FALCON, kv=2),),
     "falcon-mq": (replace(_FALCON, kv=1),),
     "bloom": (replace(_FALCON, d_ffn=128),),
@@ -273,6 +277,8 @@ class Exact(TorchFunctionMode):
                 return args[0]
             if kwargs.get("dtype") is torch.float32:
                 del kwargs["dtype"]
+        if func is Tensor.matmul and len({one.dtype for one in args}) > 1:  # of early releases: fp32 frequencies @ positions
+            args = tuple(one.double() for one in args)
         return func(*args, **kwargs)
 
 

@@ -1,6 +1,7 @@
 """A run that was interrupted, by an error or by kill -9, ends as if it had never been: bit for bit, or it says why not."""
 
 import copy
+import inspect
 import json
 import shutil
 import signal
@@ -21,7 +22,7 @@ from conftest import tiny_model
 from test_train import SEEDS, N, random_rows, rows_seen, same_weights
 from tombola import checkpoint
 from tombola.anatomy import read_anatomy
-from tombola.errors import TombolaError
+from tombola.errors import CheckpointError, StoreError, TombolaError
 from tombola.gates import hold
 from tombola.mask import Mask
 from tombola.objective import load_weights
@@ -220,9 +221,9 @@ def test_there_is_never_a_pile_of_checkpoints_nor_none(tmp_path: Path, start: An
         assert marked() == 2, "an older one goes when a newer one is marked"
         remove(path)
 
-    def watched(path: Path, run: Any) -> None:
+    def watched(path: Path, run: Any, *ours: Any) -> None:
         before = (len([*path.parent.iterdir()]), marked())
-        real(path, run)
+        real(path, run, *ours)
         seen.append((*before, [*path.parent.iterdir()] == [path]))
 
     monkeypatch.setattr(checkpoint, "seal", watched)
@@ -247,7 +248,7 @@ def test_marker_vouches_for_every_file(half: Path) -> None:
 def test_a_save_is_due_when_the_seconds_have_passed(tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, saved, real = iter(range(0, 10_000, 10)), [], checkpoint.seal  # 10 s between any two looks at the clock
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(checkpoint, "seal", lambda path, run: (saved.append(int(path.name[11:])), real(path, run)))
+    monkeypatch.setattr(checkpoint, "seal", lambda path, *how: (saved.append(int(path.name[11:])), real(path, *how)))
     fine_tune(copy.deepcopy(start), random_rows(), SHORT, SEEDS, checkpoints=tmp_path / "c", every_seconds=30.0)
     assert saved == [3, 6, 9]  # looked at once at each log, and once at each save; 12 is the last step
     monkeypatch.undo()
@@ -391,6 +392,64 @@ def test_checkpoint_removed_while_it_is_read_is_not_half_read(half: Path, start:
     monkeypatch.setattr(transformers.Trainer, "_load_from_checkpoint", removed)
     with pytest.raises(TombolaError, match="was removed while it was being read"):
         resumed(half, start)
+
+
+@pytest.mark.parametrize("asked", [1, 2], ids=["stalled before a save", "stalled inside a save"])
+def test_process_that_lost_its_lock_does_not_touch_what_its_successor_saved(
+    tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """The lock changes hands just before our `asked`-th look at it; the successor has saved step 500 by then."""
+    key, store, looks, before = "a" * 32, Store(tmp_path / "store"), list[object](), dict[Path, bytes]()
+    folder = store.root / "unfinished" / key / "training"
+
+    def saved() -> dict[Path, bytes]:
+        marked = [marker.parent for marker in folder.glob("*/tombola.json")]
+        return {path: path.read_bytes() for one in marked for path in one.iterdir()}
+
+    def ours() -> None:
+        looks.append(None)
+        if len(looks) == asked + 4:  # two looks a save: the first two saves are sealed
+            owner = store.root / "locks" / key / "owner.json"
+            owner.write_text(json.dumps(json.loads(owner.read_text()) | {"pid": 1, "started": "1", "attempt": "another"}))
+            (newest,) = [marker.parent for marker in folder.glob("*/tombola.json")]
+            newest.rename(folder / "checkpoint-500")
+            before.update(saved())
+        store.scratch(key)
+
+    def work(out: Path) -> None:
+        store.scratch(key)
+        fine_tune(copy.deepcopy(start), random_rows(), SHORT, SEEDS, checkpoints=folder, every_seconds=0.0, ours=ours)
+
+    with pytest.raises(StoreError, match="belongs to whoever computes it"):
+        store.compute(key, {}, work)
+    assert len(before) > 5 and saved() == before
+    assert len(looks) == asked + 4, "it stops at once"
+
+
+def test_cell_that_lost_its_lock_while_it_started_anew_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cell cannot go on from it removes, but only while that is its own."""
+    from types import SimpleNamespace
+
+    from tombola.study import steps
+
+    key, store = "b" * 32, Store(tmp_path / "store")
+
+    def lost(*_: Any) -> None:
+        (theirs := store.root / "unfinished" / key / "training").mkdir()
+        (theirs / "checkpoint-9").mkdir()
+        owner = store.root / "locks" / key / "owner.json"
+        owner.write_text(json.dumps(json.loads(owner.read_text()) | {"pid": 1, "started": "1"}))
+        raise CheckpointError("removed while it was being read")
+
+    monkeypatch.setattr(steps, "_trained", lost)
+    monkeypatch.setattr(steps, "same_data", lambda *_: None)
+    monkeypatch.setattr(steps, "_ticket", lambda *_: None)
+    cell: Any = SimpleNamespace(key=key, settings={}, inputs={})
+    lab: Any = SimpleNamespace(store=store, reporter=SimpleNamespace(say=lambda _: None))
+    bare = inspect.unwrap(steps.run_training)  # not asking for a real Cell and Lab
+    with pytest.raises(StoreError, match="belongs to whoever computes it"):
+        store.compute(key, {}, lambda out: bare(cell, lab, out, lambda share: None))
+    assert (store.root / "unfinished" / key / "training" / "checkpoint-9").is_dir()
 
 
 # ------------------------------------------------------------------------------------------------------------- kill -9

@@ -548,7 +548,7 @@ def test_lock_of_a_dead_process_here_is_taken_over_at_once(store: Store, said: l
 
 def test_process_hidden_from_us_is_judged_by_its_heartbeat(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     hang_up(store.root)
-    monkeypatch.setattr("tombola.store._process_start", lambda pid: "")
+    monkeypatch.setattr("tombola.locks._process_start", lambda pid: "")
     assert store.gc(dry_run=True).garbage == ()
     kinds = [item.kind for item in Store(store.root, stale_after=1e-9).gc(dry_run=True).garbage]
     assert kinds == ["leftover", "stale lock"]
@@ -607,15 +607,15 @@ def test_clock_of_this_computer_does_not_matter(store: Store, monkeypatch: pytes
 def test_lock_that_was_renewed_meanwhile_is_put_back(store: Store) -> None:
     """Two waiters judged one dead owner; the slower one must not take the lock from the faster one."""
     hang_up(store.root, pid=dead_pid())
-    from tombola.store import _read_owner
+    from tombola.locks import read_owner
 
     lock = store.root / "locks" / KEY
-    judged = _read_owner(lock)
+    judged = read_owner(lock)
     fresh = json.loads((lock / "owner.json").read_text()) | {"pid": os.getpid()}
     (lock / "owner.json").write_text(json.dumps(fresh))
-    assert store._take_down(lock, judged) is False
+    assert store._locks.take_down(lock, judged) is False
     assert json.loads((lock / "owner.json").read_text()) == fresh
-    assert store._take_down(lock, _read_owner(lock)) is True
+    assert store._locks.take_down(lock, read_owner(lock)) is True
     assert not lock.exists()
 
 
@@ -801,6 +801,27 @@ def test_store_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pyt
     no_writing(monkeypatch)
     with pytest.raises(StoreError, match="no permission"):
         Store(tmp_path / "new")
+
+
+def test_late_store_is_made_with_its_first_result(tmp_path: Path) -> None:
+    late = Store(tmp_path / "deep" / "store", late=True)
+    assert late.load(KEY) is None and list(late.entries()) == [] and late.verify() == []
+    assert late.gc(dry_run=False).garbage == () and late.disk_usage() == 0
+    assert not (tmp_path / "deep").exists()
+    other = Store(tmp_path / "deep" / "store")  # somebody else is faster
+    other.compute(OTHER, DESCRIBE, work)
+    folder, computed = late.compute(KEY, DESCRIBE, work)
+    assert computed and contents(folder) == FILES
+    assert Store(tmp_path / "deep" / "store", late=True).compute(KEY, DESCRIBE, never) == (folder, False)
+
+
+def test_late_store_is_refused_at_once_where_it_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "full"):
+        with pytest.raises(StoreError, match=place.name):
+            Store(place, late=True)
 
 
 # -- opening, finding, tidying ----------------------------------------------------------------------------------------

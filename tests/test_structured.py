@@ -315,6 +315,13 @@ def test_a_model_no_better_than_the_majority_line_is_refused_and_the_other_rule_
     assert f"{value:.4f} on 200 selection rows" in str(error.value)
 
 
+@pytest.mark.parametrize(("metric", "answer"), [("accuracy", "the most frequent class"), ("pearson", "one and the same value")])
+def test_a_refused_floor_says_what_the_majority_line_is_of(metric: str, answer: str) -> None:
+    with pytest.raises(SearchError) as error:
+        floor_score(Score(metric, -0.1, 50, 0.0), 0.9, "fraction_of_full")
+    assert f"what always answering {answer} scores" in str(error.value)
+
+
 def test_with_nothing_above_the_baseline_the_full_score_itself_is_the_floor() -> None:
     # 0.56 + 0.9 · (0.34 − 0.56) = 0.362 would be more than the full model has
     assert floor_score(accuracy(0.34, 0.56), 0.9, "fraction_above_baseline") == 0.34

@@ -27,6 +27,7 @@ from tombola.errors import MaskError, SearchError
 from tombola.evaluate import predict, score
 from tombola.gates import Gates, ablate, hold, prove_acts
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.report.build import build_page
 from tombola.scope import scope_sizes
 from tombola.scores import REDUCTIONS, ByRow, Importance, gate_gradients, sensitivity
@@ -39,7 +40,7 @@ from tombola.study.results import collect
 from tombola.study.settings import resolve
 from tombola.tasks.base import Rows
 from tombola.tasks.encode import Encoded, batches, encode
-from tombola.ticket import Ticket, load_weights
+from tombola.ticket import Ticket
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 WIDTH, D_FFN = 24, 40  # of tiny_model, with 2 layers of 4 heads

@@ -3,7 +3,7 @@
 Trainer(model=model, ..., callbacks=[tombola.HoldMask(ticket)])
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from tombola.anatomy import read_anatomy
+from tombola.anatomy import Layout, read_anatomy
 from tombola.errors import MaskError
 from tombola.gates import Gates, hold
 from tombola.held import HeldValues, forget, sharded
@@ -33,7 +33,7 @@ class HoldMask(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, mask: Mask | Ticket) -> None:
-        self.mask = mask.mask if isinstance(mask, Ticket) else mask
+        self.mask, self._layout = (mask.mask, mask.layout) if isinstance(mask, Ticket) else (mask, None)
         self._held: HeldValues | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -48,7 +48,7 @@ class HoldMask(TrainerCallback):  # type: ignore[misc]
         model, optimizer = _unwrapped(given["model"]), given["optimizer"]
         carried = _carried(model)
         if not carried:
-            _put(model, self.mask)
+            _put(model, self.mask, self._layout)
         elif not _same(carried, _losing(self.mask)):
             raise MaskError(
                 "the model carries another mask already",
@@ -99,10 +99,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _put(model: nn.Module, mask: Mask) -> None:
+def _put(model: nn.Module, mask: Mask, layout: Sequence[Layout] | None) -> None:
     if any(name not in mask.values for name in _losing(mask)):
         with _full_precision(model):
-            anatomy = read_anatomy(model)
+            anatomy = read_anatomy(model, layout)
         hold(model, anatomy, mask)
     else:  # needs no heads and no MLPs: any model will do
         HeldValues(model, mask.values)

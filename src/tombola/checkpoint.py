@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,14 @@ def last_checkpoint(folder: Path, run: Mapping[str, Any]) -> Path | None:
     return last
 
 
-def seal(checkpoint: Path, run: Mapping[str, Any]) -> None:
-    """Makes a fully written checkpoint count, and then removes the others of its folder. Raises: OSError of the disk."""
+def seal(checkpoint: Path, run: Mapping[str, Any], ours: Callable[[], object] = lambda: None) -> None:
+    """Makes a fully written checkpoint count, and then removes the others of its folder.
+
+    `ours` raises when the folder belongs to somebody else by now; it is asked last, when all is hashed and on the disk. A
+    process that is stopped between that and the next line can still put its marker into a successor's folder: that may cost
+    what the successor had saved, never a result, since what is gone on from is checked file by file.
+    Raises: OSError of the disk, and what `ours` raises.
+    """
     files = {}
     for path in sorted(checkpoint.iterdir()):
         _sync(path)
@@ -66,6 +72,7 @@ def seal(checkpoint: Path, run: Mapping[str, Any]) -> None:
     draft = checkpoint / f"{MARKER}.draft"
     draft.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "run": run}, indent=1), "utf-8")
     _sync(draft)
+    ours()
     draft.rename(checkpoint / MARKER)  # never half a marker
     for folder in (checkpoint, checkpoint.parent):
         _sync(folder)
@@ -74,10 +81,13 @@ def seal(checkpoint: Path, run: Mapping[str, Any]) -> None:
             _discard(other)
 
 
-def keep_checkpoints(folder: Path, run: Mapping[str, Any], every_seconds: float, resumed: Path | None) -> "TrainerCallback":
+def keep_checkpoints(
+    folder: Path, run: Mapping[str, Any], every_seconds: float, resumed: Path | None, ours: Callable[[], object] = lambda: None
+) -> "TrainerCallback":
     """A callback that has Trainer save into `folder` right after a log, when `every_seconds` have passed since the last save.
 
     Only there: Trainer forgets the losses since its last log when it is resumed, and right after a log there are none.
+    `ours` raises when the folder is no longer ours to write into: asked before Trainer writes anything, and before it is sealed.
     """
     from transformers import TrainerCallback
 
@@ -102,9 +112,11 @@ def keep_checkpoints(folder: Path, run: Mapping[str, Any], every_seconds: float,
             # (transformers notes the kind of problem in the config in the first forward pass, and config.json is stored).
             due = time.monotonic() - self.saved >= every_seconds
             control.should_save = due and state.global_step < state.max_steps
+            if control.should_save:
+                ours()
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seal(folder / f"checkpoint-{state.global_step}", run)
+            seal(folder / f"checkpoint-{state.global_step}", run, ours)
             self.saved = time.monotonic()
 
     return Keep()

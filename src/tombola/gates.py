@@ -423,13 +423,14 @@ def load(ticket: "Ticket | Path | str", weights: str | Path = "base", *, layout:
     found on), or a folder of your own. The lesion of a control is done to base and found_on; weights of your own are taken as
     they are, since those trained again from a lesion must not be destroyed again. `model.tombola_gates` switches or removes the
     gates; `model.tombola_weights` says which weights it has. The mask is proved to act before the model is returned.
+    layout: where the parts of the model are; None = as the ticket was found with, by structure or with a layout of its own.
 
     Raises: FingerprintError when the weights are not those the ticket was made for; TicketError, MaskError, AnatomyError.
     """
     ticket = ticket if isinstance(ticket, Ticket) else Ticket.from_pretrained(ticket)
     place, fingerprint = locate_weights(ticket, weights)
     model = load_weights(place, ticket.objective, head_seed=ticket.seeds.get("head", 0))
-    anatomy = read_anatomy(model, layout)
+    anatomy = read_anatomy(model, ticket.layout if layout is None else layout)
     differing = same_anatomy(ticket.anatomy, anatomy.summary())
     if differing:
         raise MaskError(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tombola.anatomy import Anatomy, read_anatomy
-from tombola.errors import MaskError
+from tombola.errors import MaskError, TombolaError
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.ticket import Ticket, Weights, fingerprint_folder, resolve_model
@@ -100,6 +100,8 @@ def import_ticket(
 
     Raises: MaskError with every problem of the files; TombolaError as `resolve_model`.
     """
+    if not 0 <= seed < 2**32:
+        raise TombolaError("the seed is not valid", got=seed, expected="a whole number from 0 to 2^32 − 1")
     source = resolve_model(model)
     anatomy = read_anatomy(load_weights(source.folder, labels, head_seed=seed))
     mask = import_mask(anatomy, heads=heads, mlps=mlps, neurons=neurons, values=values, layout=layout, ones=ones)

@@ -4,8 +4,8 @@ A *cell* is one finished result, a folder of files. Its *key* is the fingerprint
 
     <root>/store.json                           the version of this layout
     <root>/cells/<key>/                         cell.json (what it is), done.json (sha256 and size of each file), its files
-    <root>/tmp/<key>.<host>.<pid>.<random>/     one attempt: heartbeat, owner.json, cell/ (to become cells/<key>)
-    <root>/locks/<key>/                         owner.json: which attempt, alive as long as its heartbeat is
+    <root>/tmp/<key>.<host>.<pid>.<random>/     one attempt (see `tombola.locks`), with cell/ (to become cells/<key>)
+    <root>/locks/<key>/                         which attempt is at work on it
     <root>/unfinished/<key>/                    what a killed computation of the cell can go on from: outlives its attempt
     <root>/damaged/                             what failed verification or differed, to be looked at until `gc`
 
@@ -14,7 +14,7 @@ either nothing or all of it. And *locks only save work*: should two processes bo
 publish wins and the second must have made the same bytes, so correctness never hangs on a clock or a process table.
 What lies in unfinished/ may be half written at any moment: whoever uses it must know by itself what is whole.
 
-Read `Store.compute` first, then `_publish`, `_examine`, and the locks last. POSIX file systems; knows no models.
+Read `Store.compute` first, then `_publish` and `_examine`; locks are a module of their own. POSIX file systems; knows no models.
 """
 
 import errno
@@ -26,11 +26,7 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,14 +35,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from tombola.errors import StoreError
+from tombola.locks import Locks, Owner, read_json, read_owner, renamed
 
 JSON: TypeAlias = bool | int | float | str | Sequence[Any] | Mapping[str, Any] | None
 
 FORMAT = 1
-MARKER, CELL, DONE, OWNER, HEARTBEAT = "store.json", "cell.json", "done.json", "owner.json", "heartbeat"
+MARKER, CELL, DONE = "store.json", "cell.json", "done.json"
 PROVENANCE = "provenance.json"  # a cell's own note of when and where: the one file in which duplicates may differ
 KEY = re.compile(r"[0-9a-f]{32}")
-TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # what renaming a folder onto a folder with something in it raises
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_SAID = re.compile(r"no space left|disk quota|os error 28|file write failed|unexpected pos", re.IGNORECASE)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -117,10 +113,11 @@ class GcPlan:
 class Store:
     """A folder of cells, shared by any number of threads, processes and computers.
 
-    `create` makes the folder when it is missing. Nothing else is written before a result is, so a read-only store can
-    be read. `on_message` gets what a user should know: damage, waiting longer than `patience` seconds, a lock taken
-    over. That happens when its owner is a dead process of this computer, or gave no heartbeat for `stale_after` seconds
-    of the file server's clock. `budget` is how many bytes the store may hold when a cell is started; None is no limit.
+    `create` makes the folder when it is missing; with `late` only when the first result is computed, until when the store
+    is empty. Nothing else is written before a result is, so a read-only store can be read. `on_message` gets what a user
+    should know: damage, waiting longer than `patience` seconds, a lock taken over. That happens when its owner is a dead
+    process of this computer, or gave no heartbeat for `stale_after` seconds of the file server's clock. `budget` is how
+    many bytes the store may hold when a cell is started; None is no limit.
     Raises: StoreError when the folder is no store, is of a newer format, or cannot be made.
     """
 
@@ -129,14 +126,26 @@ class Store:
         root: Path | str,
         *,
         create: bool = True,
+        late: bool = False,
         on_message: Callable[[str], None] = logging.getLogger("tombola.store").warning,
         stale_after: float = 30.0,
         patience: float = 5.0,
         budget: int | None = None,
     ) -> None:
         self.root = Path(root).absolute()
-        self._say, self._stale_after, self._patience, self._budget = on_message, stale_after, patience, budget
+        self._say, self._budget = on_message, budget
+        self._locks = Locks(self.root, say=on_message, stale_after=stale_after, patience=patience, explained=self._explained)
         self._verified: dict[str, dict[str, _Stamp]] = {}  # key -> its files when their hashes were last found right
+        self._late = create and late and self._can_be_made()
+        if not self._late:
+            self._open(create)
+
+    def _can_be_made(self) -> bool:
+        """Whether nothing is there yet, and nothing is known that would keep the folder from being made."""
+        above = next(folder for folder in self.root.parents if os.path.lexists(folder))
+        return not os.path.lexists(self.root) and above.is_dir() and os.access(above, os.W_OK)
+
+    def _open(self, create: bool) -> None:
         with self._explained("opening it"):
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -152,7 +161,7 @@ class Store:
                 draft.write_text(json.dumps({"format": FORMAT}), "utf-8")
                 _sync(draft)
                 draft.rename(marker)
-            found = _read_json(marker)
+            found = read_json(marker)
         version = found.get("format") if isinstance(found, dict) else None
         if not isinstance(version, int) or version > FORMAT:
             raise StoreError(
@@ -171,13 +180,16 @@ class Store:
         other bytes for `key`.
         """
         text = _exact_json(describe, indent=2) + "\n"
+        if self._late:
+            self._open(create=True)
+            self._late = False
         if self._examine(key) == []:
             self._tidy(key)
             return self._folder(key), False
-        with self._locked(key, wait=True) as attempt:
+        with self._locks.hold(key, wait=True) as attempt:
             assert attempt is not None
             for other in (self.root / "tmp").glob(f"{key}.*"):
-                if other != attempt and self._abandoned(other, spare_living=True):
+                if other != attempt and self._locks.abandoned(other, spare_living=True):
                     shutil.rmtree(other, ignore_errors=True)
             if self._sound_or_aside(key):
                 self._drop_unfinished(key, attempt)
@@ -207,7 +219,7 @@ class Store:
         killed, and the next attempt finds it as it was left, half written files and all.
         Raises: StoreError anywhere else, also when the lock was lost to a successor, which is in there by now.
         """
-        folder, owner, here = self._unfinished(key), _read_owner(self.root / "locks" / key), _Owner.here(key)
+        folder, owner, here = self._unfinished(key), self._locks.owner(key), Owner.here(key)
         if owner is None or owner[:4] != here[:4]:
             raise StoreError(
                 f"the unfinished work of {key} belongs to whoever computes it",
@@ -229,7 +241,7 @@ class Store:
             # Only under the lock, and looked at again there: a process that found the same damage may just have
             # published a sound cell, which must not be moved away.
             try:
-                with self._locked(key, wait=False) as attempt:
+                with self._locks.hold(key, wait=False) as attempt:
                     if attempt is None:
                         self._say(f"damaged, and somebody is at work on it: {'; '.join(map(str, problems))}")
                     elif self._sound_or_aside(key):
@@ -245,7 +257,7 @@ class Store:
         """Every finished cell, by key. Cells that cannot be read are said, not returned."""
         for folder in _children(self.root / "cells"):
             try:
-                done, describe = _read_done(folder), _read_json(folder / CELL)
+                done, describe = _read_done(folder), read_json(folder / CELL)
             except OSError:
                 done = None
             if done is None:
@@ -288,10 +300,10 @@ class Store:
         """
         tmp, locks, damaged, parts = (_children(self.root / name) for name in ("tmp", "locks", "damaged", "unfinished"))
         with self._explained("looking for garbage"):
-            found = [("leftover", path) for path in tmp if self._abandoned(path, spare_living=True)]
-            found += [("stale lock", path) for path in locks if self._abandoned(path, spare_living=False)]
+            found = [("leftover", path) for path in tmp if self._locks.abandoned(path, spare_living=True)]
+            found += [("stale lock", path) for path in locks if self._locks.abandoned(path, spare_living=False)]
             found += [("damaged", path) for path in damaged]
-            idle = [path for path in parts if not self._held(path.name)]
+            idle = [path for path in parts if not self._locks.is_held(path.name)]
         found += [("leftover" if self._is_finished(path.name) else "unfinished", path) for path in idle]
         found += [("dropped", entry.folder) for entry in self.entries() if drop is not None and drop(entry)]
         garbage = [Garbage(kind, path, _size(path)) for kind, path in found]
@@ -304,10 +316,10 @@ class Store:
 
     def _remove(self, item: Garbage) -> bool:
         if item.kind == "stale lock":
-            owner = _read_owner(item.path)
-            return self._abandoned(item.path, spare_living=False) and self._take_down(item.path, owner)
+            owner = read_owner(item.path)
+            return self._locks.abandoned(item.path, spare_living=False) and self._locks.take_down(item.path, owner)
         if item.path.parent.name in ("cells", "unfinished"):
-            with self._locked(item.path.name, wait=False) as attempt:
+            with self._locks.hold(item.path.name, wait=False) as attempt:
                 if attempt is None:
                     return False
                 self._discard(item.path, attempt)
@@ -323,20 +335,16 @@ class Store:
     def _tidy(self, key: str) -> None:
         """Removes what a kill just after publishing left. A store that cannot be written is read all the same."""
         if os.path.lexists(self._unfinished(key)):
-            with suppress(StoreError), self._locked(key, wait=False) as attempt:
+            with suppress(StoreError), self._locks.hold(key, wait=False) as attempt:
                 if attempt is not None:
                     self._drop_unfinished(key, attempt)
 
     def _drop_unfinished(self, key: str, attempt: Path) -> None:
         """Removes what a finished cell needs no more; a successor that took the lock from us is still at work in it."""
-        owner = _read_owner(self.root / "locks" / key)
+        owner = self._locks.owner(key)
         if owner is not None and owner.attempt == attempt.name:
             with suppress(OSError):  # the result is safe, and `gc` finds the rest
                 self._discard(self._unfinished(key), attempt)
-
-    def _held(self, key: str) -> bool:
-        lock = self.root / "locks" / key
-        return lock.exists() and not self._abandoned(lock, spare_living=False)
 
     def _is_finished(self, name: str) -> bool:
         try:
@@ -374,7 +382,7 @@ class Store:
                 _sync(Path(inside, name))
         target = self._folder(key)
         target.parent.mkdir(exist_ok=True)
-        while not _renamed(cell, target):
+        while not renamed(cell, target):
             if self._sound_or_aside(key):
                 self._compare(key, cell, target)
                 return
@@ -437,90 +445,6 @@ class Store:
             raise StoreError("not the key of a cell", got=repr(key), expected="32 characters of 0-9 and a-f")
         return self.root / "cells" / key
 
-    # Locks. An attempt is hung up as a lock by renaming the folder it brings along, with its owner inside: no lock is
-    # ever half made. Its heartbeat has a name of its own, so that a stalled owner never keeps its successor's lock alive.
-
-    @contextmanager
-    def _locked(self, key: str, *, wait: bool) -> Iterator[Path | None]:
-        """Hold the lock of `key`: gives the folder of this attempt, or None when it is held and we may not wait."""
-        mine = _Owner.here(key)
-        attempt, lock, stop = self.root / "tmp" / mine.attempt, self.root / "locks" / key, threading.Event()
-        try:
-            with self._explained(f"locking {key}"):
-                lock.parent.mkdir(exist_ok=True)
-                for folder in (attempt, attempt / "lock", attempt / "cell"):
-                    folder.mkdir(parents=True)
-                (attempt / HEARTBEAT).touch()
-                for folder in (attempt, attempt / "lock"):
-                    (folder / OWNER).write_text(json.dumps(mine._asdict()), "utf-8")
-                beating = (stop, self._stale_after / 5, attempt / HEARTBEAT)
-                threading.Thread(target=_beat, args=beating, daemon=True).start()
-                held = self._acquire(lock, mine, wait)
-            yield attempt if held else None
-        finally:
-            stop.set()
-            if _read_owner(lock) == mine:  # else it was taken over
-                with suppress(OSError):
-                    lock.rename(attempt / "lock")
-            shutil.rmtree(attempt, ignore_errors=True)
-
-    def _acquire(self, lock: Path, mine: "_Owner", wait: bool) -> bool:
-        begin, said = time.monotonic(), False
-        while not _renamed(self.root / "tmp" / mine.attempt / "lock", lock):
-            owner = _read_owner(lock)
-            if self._abandoned(lock, spare_living=False):
-                if self._take_down(lock, owner) and owner is not None:
-                    self._say(f"took over {lock.name} from pid {owner.pid} on {owner.host}, which is dead or stalled")
-                continue
-            if owner is not None and owner[:-1] == mine[:-1]:  # all but the attempt: this very thread
-                raise StoreError(f"the cell {lock.name} needs itself", next="look for a cycle in what the cells need")
-            if not wait:
-                return False
-            waited = time.monotonic() - begin
-            if owner is not None and waited > self._patience and not said:
-                self._say(f"waiting for pid {owner.pid} on {owner.host}, which is computing {lock.name}")
-                said = True
-            time.sleep(min(1.0, 0.02 + waited / 10))
-        return True
-
-    def _take_down(self, lock: Path, judged: "_Owner | None") -> bool:
-        """Whether the lock was removed; it stays when it is no longer that of the owner `judged`."""
-        grave = self.root / "tmp" / f"{lock.name}.{secrets.token_hex(4)}"
-        grave.parent.mkdir(exist_ok=True)
-        try:
-            lock.rename(grave)
-        except FileNotFoundError:
-            return False
-        same = _read_owner(grave) == judged
-        if not same:  # another waiter was faster and this is its fresh lock: back with it
-            with suppress(OSError):
-                grave.rename(lock)
-        shutil.rmtree(grave, ignore_errors=True)
-        return same
-
-    def _abandoned(self, folder: Path, *, spare_living: bool) -> bool:
-        """Whether the owner of a lock or an attempt is dead or gave no heartbeat for too long.
-
-        A stalled owner may lose its lock, which costs a computation; `spare_living` keeps what it has written as long
-        as its process is seen to live.
-        """
-        owner = _read_owner(folder)
-        lives = None if owner is None else owner.lives()
-        if lives is False or (lives and spare_living):
-            return not lives
-        try:
-            # Opened because, unlike a bare stat, that makes a network file system ask its server.
-            handle = os.open(folder if owner is None else self.root / "tmp" / owner.attempt / HEARTBEAT, os.O_RDONLY)
-        except FileNotFoundError:
-            return True
-        try:
-            beat = os.fstat(handle).st_mtime
-        finally:
-            os.close(handle)
-        with tempfile.TemporaryFile(dir=self.root) as probe:  # what time it is there; nameless where the system can
-            os.utime(probe.fileno())
-            return os.fstat(probe.fileno()).st_mtime - beat >= self._stale_after
-
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
         try:
@@ -541,66 +465,6 @@ class Store:
         return StoreError(what, got=got, expected="a working folder", next=next)
 
 
-class _Owner(NamedTuple):
-    host: str
-    namespace: str  # of process ids: containers of one name on one computer do not see each other
-    pid: int
-    started: str  # tells a process from a later one with its pid; "" where the system does not say
-    thread: int
-    attempt: str
-
-    @classmethod
-    def here(cls, key: str) -> "_Owner":
-        host, pid = socket.gethostname(), os.getpid()
-        attempt = f"{key}.{host}.{pid}.{secrets.token_hex(4)}"
-        return cls(host, _namespace(), pid, _process_start(pid) or "", threading.get_ident(), attempt)
-
-    def lives(self) -> bool | None:
-        """Whether the process still runs; None when this computer cannot know."""
-        if (self.host, self.namespace) != (socket.gethostname(), _namespace()):
-            return None
-        started = _process_start(self.pid)
-        if started is None:
-            return False
-        return started == self.started if started and self.started else None
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> str | None:
-    """When a living process started, in the kernel's ticks; "" when that cannot be read; None for a dead one."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass  # it lives, as somebody else's
-    try:
-        # The second field, the program's name in brackets, may itself hold spaces and brackets.
-        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return ""
-    return None if state in "ZX" else fields[18]
-
-
-def _beat(stop: threading.Event, every: float, heart: Path) -> None:
-    while not stop.wait(every):
-        with suppress(OSError):
-            os.utime(heart)
-
-
-def _read_owner(folder: Path) -> _Owner | None:
-    try:
-        return _Owner(**_read_json(folder / OWNER))
-    except (OSError, TypeError):
-        return None
-
-
 class _Done(NamedTuple):
     finished: datetime
     files: dict[str, tuple[str, int]]  # name -> sha256, bytes
@@ -608,7 +472,7 @@ class _Done(NamedTuple):
 
 def _read_done(folder: Path) -> _Done | None:
     try:
-        raw = _read_json(folder / DONE)
+        raw = read_json(folder / DONE)
         files = {name: (str(file["sha256"]), int(file["bytes"])) for name, file in raw["files"].items()}
         return _Done(datetime.fromisoformat(raw["finished"]), files)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -657,17 +521,6 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
-def _renamed(folder: Path, target: Path) -> bool:
-    """Whether a folder could take the name `target`; False when a folder with something in it has that name."""
-    try:
-        folder.rename(target)
-    except OSError as error:
-        if error.errno not in TAKEN:
-            raise
-        return False
-    return True
-
-
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -677,14 +530,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _read_json(path: Path) -> Any:
-    """What a JSON file says; None when it is missing or is not JSON."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _exact_json(value: JSON, indent: int | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tombola.study.cells import Reporter
 
 if TYPE_CHECKING:
-    from tombola.study.cells import Cell, Lab
+    from tombola.study.cells import Cell, Given, Lab
     from tombola.study.jobs import RungCells, Tested
 
 
@@ -181,6 +181,25 @@ def print_ladder(lab: "Lab", rungs: "Sequence[RungCells]", as_json: bool) -> Non
         ("rung", "change", "kept share", *stages),
         table,
     )
+
+
+def ticket_json(lab: "Lab", taken: "Cell | Given", scored: "Sequence[Cell | None]") -> dict[str, Any]:
+    """One ticket as JSON shows it, with the scores of these cells."""
+    from tombola.study.cells import read_rows
+    from tombola.study.jobs import ticket_of
+
+    ticket = ticket_of(lab, taken)
+    return {
+        "seed": ticket.seeds["run"],
+        "kind": ticket.kind,
+        "draw": ticket.details.get("draw", 0),
+        "cell": ticket.cell,
+        "identity": ticket.identity,
+        "kept": {name: kept for name, (kept, _) in ticket.mask.counts_by_type().items()},
+        "shared_with_good": ticket.details.get("shared_with_good"),
+        "sparsity": ticket.sparsity,
+        "scores": [row for cell in scored if cell is not None for row in read_rows(lab.folder(cell) / "scores.jsonl")],
+    }
 
 
 def maybe(value: float | None, decimals: int = 3) -> str:

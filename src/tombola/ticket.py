@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from tombola.anatomy import Layout
 from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
 from tombola.gguf import folder_of_gguf
 from tombola.mask import Mask
@@ -199,6 +200,15 @@ class Ticket:
     def objective(self) -> Objective:
         """What a model with this ticket is asked."""
         return Objective.from_description(self.labels, self.settings.get("objective", {}))
+
+    @property
+    def layout(self) -> tuple[Layout, ...] | None:
+        """Where the parts of its model are, when that was said by hand; None when they are found by structure.
+
+        Raises: AnatomyError when what the ticket says is no layout.
+        """
+        said = self.settings.get("layout")
+        return None if said is None else Layout.from_plain(said, "the layout of the ticket")
 
     def overlap(self, other: "Ticket") -> dict[str, Overlap]:
         """Agreement with another ticket of the same architecture, per part."""

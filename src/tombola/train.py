@@ -114,6 +114,7 @@ def fine_tune(
     progress: Callable[[float], None] = lambda share: None,
     checkpoints: Path | None = None,
     every_seconds: float = 60.0,
+    ours: Callable[[], object] = lambda: None,
 ) -> TrainLog:
     """Trains `model` in place on all of `train` and leaves it in eval mode; returns what was done.
 
@@ -126,6 +127,7 @@ def fine_tune(
                     folder once the result is safe is the caller's part.
     every_seconds   how long after a save the next one is due. It comes with the next log, of which a run has about 20;
                     0 saves at every log.
+    ours            raises when `checkpoints` belongs to another process by now: asked before each save, and before it counts.
 
     Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
     threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
@@ -166,7 +168,7 @@ def fine_tune(
     if checkpoints is not None:
         run = _identity(model, train, settings, seeds, device)
         resumed = last_checkpoint(checkpoints, run)
-        callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed))
+        callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed, ours))
     steps = -(-len(train) // settings.batch_size) * settings.epochs
     with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_randomness():
         arguments = transformers.TrainingArguments(

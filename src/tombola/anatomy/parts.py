@@ -375,15 +375,28 @@ class Layout:
             said = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise AnatomyError(f"{file} is no YAML file that can be read", got=f"{type(error).__name__}: {error}") from error
-        listed = said if isinstance(said, list) else [said]
+        return Layout.from_plain(said, str(file))
+
+    @staticmethod
+    def from_plain(said: object, source: str = "this") -> "tuple[Layout, ...]":
+        """The layouts in plain data, as YAML or JSON reads it and as `plain` gives it; `source` says whose it is.
+
+        Raises: AnatomyError saying all that is wrong.
+        """
+        listed: list[Any] = said if isinstance(said, list) else [said]
         layouts = [
             {**one, "mlp_in": (one["mlp_in"],)} if isinstance(one, dict) and isinstance(one.get("mlp_in"), str) else one
             for one in listed
         ]
         wrong = [problem for one in layouts for problem in _wrong_in(one)] if layouts else ["an empty list"]
         if wrong:
-            raise AnatomyError(f"{file} does not describe a layout", got="; ".join(wrong), expected=_EXPECTED)
+            raise AnatomyError(f"{source} does not describe a layout", got="; ".join(wrong), expected=_EXPECTED)
         return tuple(Layout(**{**one, "mlp_in": tuple(one["mlp_in"])}) for one in layouts)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that are given, as JSON: for cells and tickets."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if name == "mlp_in" else value for name, value in said.items() if value is not None}
 
 
 _EXPECTED = (

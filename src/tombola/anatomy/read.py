@@ -4,7 +4,7 @@ Order of reading: `read_anatomy`, `_trace`, the table `PATTERNS`, `_layer`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from tombola.anatomy.probe import by_row, evaluating, run_probe
 from tombola.anatomy.prove import prove
 from tombola.errors import AnatomyError
 
+KEY_FIRST = "k, v, q"  # the order in which ViT calls its projections in the first releases of transformers 5
 TRACED = 2  # rows of the traced pass: enough to tell a batch from a table of positions
 
 
@@ -52,9 +53,9 @@ PATTERNS: dict[tuple[int, ...], tuple[int, int, int]] = {  # → projections of 
 def read_anatomy(model: nn.Module, layout: Layout | Sequence[Layout] | None = None) -> Anatomy:
     """The anatomy of `model`, found by structure (or taken from `layout`) and proved numerically.
 
-    Costs two forward passes of a short batch (one with a layout; one more where q, k and v are fused in an order that the first
-    guess missed); weights, modes and hooks of the model, and the caller's random state, are left as they were. The model may be
-    under gates, and may hold a mask.
+    Costs two forward passes of a short batch (one with a layout; one more where q, k and v are fused, or run, in an order that
+    the first guess missed); weights, modes and hooks of the model, and the caller's random state, are left as they were. The
+    model may be under gates, and may hold a mask.
     Raises: AnatomyError saying what was looked for, what was found, and how to pass a layout by hand.
     """
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point() and torch.finfo(p.dtype).bits < 32}
@@ -74,9 +75,9 @@ def read_anatomy(model: nn.Module, layout: Layout | Sequence[Layout] | None = No
         if not roles:
             raise AnatomyError("there is no layer to read", got=layout, expected="a layout for each list of layers, or None")
         refused: AnatomyError | None = None
-        for fused in _orders(roles):
+        for order in _orders(roles, by_hand=layout is not None):
             try:
-                layers = tuple(_layer(model, path, role, role.fused or fused) for path, role in roles.items())
+                layers = tuple(_layer(model, path, _ordered(role, order), role.fused or order) for path, role in roles.items())
                 anatomy = _whole(model, layers)
                 prove(model, anatomy)
             except AnatomyError as error:
@@ -87,12 +88,20 @@ def read_anatomy(model: nn.Module, layout: Layout | Sequence[Layout] | None = No
     raise refused
 
 
-def _orders(roles: dict[str, _Roles]) -> Sequence[str]:
-    """In which order fused projections may lie, likely ones first; the proof decides."""
+def _orders(roles: dict[str, _Roles], *, by_hand: bool) -> Sequence[str]:
+    """In which order fused projections may lie, or others may have run, likely ones first; the proof decides."""
     fused = [role.attention[0] for role in roles.values() if len(role.attention) == 2 and role.fused is None]
     if not fused:
-        return ("concat",)
+        return ("concat",) if by_hand else ("concat", KEY_FIRST)
     return ("grouped", "concat") if "query_key_value" in fused[0] else ("concat", "grouped")
+
+
+def _ordered(role: _Roles, order: str) -> _Roles:
+    """The roles of a layer whose projections ran in this order."""
+    if order != KEY_FIRST or len(role.attention) != 4:
+        return role
+    k, v, q, o = role.attention
+    return replace(role, attention=(q, k, v, o))
 
 
 def _whole(model: nn.Module, layers: tuple[Layer, ...]) -> Anatomy:
@@ -201,6 +210,7 @@ def _attention(model: nn.Module, path: str, names: tuple[str, ...], fused: str, 
             f"{o.path}: its input does not divide into heads",
             got=f"{o.n_in} channels, {n_heads} heads",
             expected="a multiple of config.num_attention_heads",
+            next="check the number of heads in the config, or pass a layout by hand",
         )
     d_head = o.n_in // n_heads
     if len(names) == 2:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from tombola.errors import SearchError
 from tombola.evaluate import Score
+from tombola.tasks.base import REGRESSION_METRICS
 
 FloorRule = Literal["fraction_of_full", "fraction_above_baseline"]
 
@@ -28,10 +29,11 @@ def floor_score(full: Score, floor: float, rule: FloorRule) -> float:
             next="take --floor-rule fraction_above_baseline",
         )
     if above <= 0:
+        always = "one and the same value" if full.metric in REGRESSION_METRICS else "the most frequent class"
         raise SearchError(
             "the full model is not better than the majority line, so a share of its score means nothing",
             got=f"{full.metric} {full.value:.4f} on {full.n} selection rows",
-            expected=f"more than {full.majority:.4f}, what always answering the most frequent class scores",
+            expected=f"more than {full.majority:.4f}, what always answering {always} scores",
             next="train more (--train-rows, --epochs, --learning-rate), or take --floor-rule fraction_above_baseline",
         )
     return floor * full.value

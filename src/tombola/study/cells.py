@@ -158,8 +158,12 @@ class Lab:
 
 
 def cell_of(entry: Entry) -> Cell:
-    """The cell a stored entry holds."""
-    return Cell.from_description(entry.describe)  # type: ignore[arg-type]
+    """The cell a stored entry holds. Raises: StoreError when it is none, as of another program's store."""
+    try:
+        return Cell.from_description(entry.describe)  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:
+        what, got = f"cell {entry.key} does not say what it is", f"{type(error).__name__}: {error}"
+        raise StoreError(what, got=got, expected="a step, its version, settings and inputs") from error
 
 
 def provenance() -> dict[str, Any]:

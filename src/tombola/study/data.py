@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tombola.anatomy import Layout, read_anatomy
 from tombola.errors import DataError, TombolaError
+from tombola.objective import Objective, load_weights
+from tombola.scope import scope_parameters
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab
 from tombola.tasks import (
@@ -200,11 +203,32 @@ def _check_length(lab: Lab, cell: Cell) -> None:
 
 
 def tokenizer_of(lab: Lab, cell: Cell) -> Any:
+    """The tokenizer of a cell's base, see `base_tokenizer`."""
+    return base_tokenizer(lab, cell.settings["model"])
+
+
+def base_tokenizer(lab: Lab, model: Mapping[str, Any]) -> Any:
+    """The tokenizer of a base, read once a run. Raises: TombolaError when there is none.
+
+    Of a folder without one transformers makes a tokenizer that knows no word and says nothing: every text would be the same.
+    """
     from transformers import AutoTokenizer
 
-    folder = base_folder(lab, cell.settings["model"])
+    folder = base_folder(lab, model)
     if ("tokenizer", folder) not in lab.cache:
-        lab.cache["tokenizer", folder] = AutoTokenizer.from_pretrained(folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            got = None if tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) else "one that knows no words"
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            tokenizer, got = None, f"{type(error).__name__}: {error}"
+        if got is not None:
+            raise TombolaError(
+                f"{model['name']} has no tokenizer that can be used",
+                got=got,
+                expected=f"tokenizer.json, or the files of its vocabulary, in {folder}",
+                next="write it there: AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER)",
+            )
+        lab.cache["tokenizer", folder] = tokenizer
     return lab.cache["tokenizer", folder]
 
 
@@ -215,6 +239,29 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         backend.no_truncation()
         backend.no_padding()
     tokenizer.save_pretrained(folder)
+
+
+def layout_of(model: Mapping[str, Any]) -> tuple[Layout, ...] | None:
+    """Where the parts of a cell's model are, when that was said by hand; None when they are found by structure."""
+    return None if "layout" not in model else Layout.from_plain(model["layout"], "the layout of the cell")
+
+
+def check_parts(lab: Lab, model: Mapping[str, Any], objective: Objective, scope: str | None) -> None:
+    """Reads a model's tokenizer and parts before anything is computed, and looks a scope up in them; once a run.
+
+    What is read does not depend on the weights, so that the base stands for what it is trained to. Costs loading it and two
+    forward passes of a short batch. Raises: AnatomyError for a model that cannot be read, or not by its layout; MaskError for a
+    scope that is unknown or matches nothing; TombolaError for a model without a tokenizer.
+    """
+    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), objective, scope)
+    if known in lab.cache:
+        return
+    base_tokenizer(lab, model)
+    loaded = load_weights(base_folder(lab, model), objective, head_seed=0)
+    anatomy = read_anatomy(loaded, layout_of(model))
+    if scope is not None:
+        scope_parameters(loaded, anatomy, scope)
+    lab.cache[known] = True
 
 
 def base_folder(lab: Lab, model: Mapping[str, Any]) -> Path:

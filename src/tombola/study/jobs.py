@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.data import base_folder, encoded_rows, named, source_of, task_data, task_of
+from tombola.study.data import base_folder, check_parts, encoded_rows, named, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
-from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
+from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
@@ -57,12 +58,20 @@ def machine() -> dict[str, Any]:
     return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
 
 
-def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_seeds: Sequence[int]) -> list[Found]:
-    """The cells of finding a ticket, one `Found` per run seed. Reads the data, computes nothing.
+def plan_find(
+    lab: Lab,
+    model: str,
+    task: str | Task,
+    settings: Settings,
+    run_seeds: Sequence[int],
+    layout: Sequence[Layout] | None = None,
+) -> list[Found]:
+    """The cells of finding a ticket, one `Found` per run seed. Reads the data and, unless all are in the store, the model's
+    parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure.
 
-    Raises: TombolaError for an unknown model, DataError for an unknown task or bad data.
+    Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
-    common = _common(lab, model, task, settings)
+    common = _common(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
@@ -71,6 +80,9 @@ def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_se
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         search = _cell("search", searching, model=dense)
         found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
+    if any(lab.store.load(one.search.key) is None for one in found):
+        objective = task_data(lab, common["data"]["task"], asdict(settings.data)).task.objective
+        check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
     return found
 
 
@@ -144,6 +156,7 @@ def plan_ladder(
     kinds: Sequence[str] = (),
     draws: int = 1,
     retrain: bool = False,
+    layout: Sequence[Layout] | None = None,
 ) -> list[RungCells]:
     """The cells of every rung of the ladder "A:B"; work that rungs share is one cell.
 
@@ -153,7 +166,7 @@ def plan_ladder(
     rungs = []
     for rung in ladder(text, options_of(method) - values.keys()):
         settings = resolve({**rung.values, **values}, run_seeds, own_seeds, method=method, preset=rung.preset)
-        found = plan_find(lab, model, task, settings, run_seeds)
+        found = plan_find(lab, model, task, settings, run_seeds, layout)
         tested = [plan_test(one.search, one.dense, settings.retrain, retrain=retrain) for one in found] if retrain else []
         for one in found:
             if kinds:
@@ -172,6 +185,7 @@ def find(
     store: "Path | str" = "tombola-store",
     data: "Path | str | None" = None,
     own_seeds: Mapping[str, int] | None = None,
+    layout: "Layout | Sequence[Layout] | Path | str | None" = None,
     lab: Lab | None = None,
     **settings: Any,
 ) -> list[Ticket]:
@@ -184,13 +198,16 @@ def find(
     preset     "paper", "released" or "corrected": what every setting is that is not given
     settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone
+    layout     where the parts of the model are, or a YAML file that says so: for a model that cannot be read by structure.
+               It is part of the cells, stands in the ticket, and holds for all that is done with the ticket later
 
     Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
     wrong setting at once.
     """
     resolved = resolve({**implied(task, method), **settings}, seeds, own_seeds, method=method, preset=preset)
+    layouts = Layout.from_yaml(layout) if isinstance(layout, Path | str) else (layout,) if isinstance(layout, Layout) else layout
     lab = lab or open_lab(store, data)
-    planned = plan_find(lab, model, task, resolved, seeds)
+    planned = plan_find(lab, model, task, resolved, seeds, layouts)
     lab.run([cell for found in planned for cell in found.cells])
     return [found_ticket(lab, found) for found in planned]
 
@@ -229,8 +246,19 @@ def test_settings(ticket: Ticket, changes: Mapping[str, Any], preset: str | None
     return resolve(changes, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=preset or ticket.preset)
 
 
+def refuse_unused(lab: Lab, ticket: str, changes: Mapping[str, Any], verb: str, groups: Sequence[str]) -> None:
+    """Raises: SettingsError naming each setting that the ticket's method has and that plays no part in this verb."""
+    used = [field.name for group in groups for field in fields(GROUPS[group])]
+    unused = changes.keys() & options_of(method_of(read_ticket(lab, ticket))) - set(used)
+    expected = ", ".join(used)
+    problems = [TombolaError(f"{n} plays no part in {verb}", got=changes[n], expected=expected) for n in sorted(unused)]
+    if problems:
+        raise SettingsError(problems)
+
+
 def plan_retrain_on(lab: Lab, ticket: str, task: str | Task | None, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola retrain TICKET TASK`: the ticket's own settings and seeds, where `changes` does not say otherwise."""
+    refuse_unused(lab, ticket, changes, "retrain", ("data", "train", "retrain"))
     own = {field.name for field in fields(RetrainSettings)}
     options = test_settings(read_ticket(lab, ticket), {name: value for name, value in changes.items() if name in own}).retrain
     others = {name: value for name, value in changes.items() if name not in own}
@@ -239,6 +267,7 @@ def plan_retrain_on(lab: Lab, ticket: str, task: str | Task | None, changes: Map
 
 def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, changes: Mapping[str, Any]) -> Cell:
     """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
+    refuse_unused(lab, ticket, changes, "evaluate", ("data", "train"))
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
     shared = _shared(dense)
     if weights == "base":
@@ -362,7 +391,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
     resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
-    common = _common(lab, ticket.base.name, spec or str(ticket.task), resolved)
+    common = _common(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",
@@ -403,7 +432,7 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
     return None if folder is None else Cell.from_description(read_json(folder / CELL))
 
 
-def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[str, Any]:
+def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
     source, spec = resolve_model(model), named(lab, task)
     said = asdict(settings.data)
@@ -416,7 +445,8 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[
     }
     return {
         "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
-        | {"files": fingerprint_files(source.folder)},
+        | {"files": fingerprint_files(source.folder)}
+        | ({} if layout is None else {"layout": [one.plain() for one in layout]}),  # only when given: keys are what they were
         "data": {"task": spec} | said | rows | source_of(lab, spec),
         "machine": machine(),
     }

@@ -56,10 +56,7 @@ def preset_values(preset: str, known: "set[str] | None" = None) -> dict[str, Any
 
     Raises: SettingsError for an unknown preset; the nearest is offered.
     """
-    if preset not in NAMES:
-        near = difflib.get_close_matches(preset, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else None
-        raise SettingsError([TombolaError(f"there is no preset {preset!r}", expected=", ".join(NAMES), next=hint)])
+    _known(preset)
     column = NAMES.index(preset)
     return {name: row[column] for name, row in OPTIONS.items() if known is None or name in known}
 
@@ -71,8 +68,17 @@ def ladder(text: str, known: "set[str] | None" = None) -> list[Rung]:
     """
     first, colon, last = text.partition(":")
     if not colon or first == last:
-        problem = TombolaError("a ladder goes from one preset to another", got=text, expected="for example released:corrected")
+        problem = TombolaError("a ladder goes from one preset to another", got=text, expected=f"A:B, two of {', '.join(NAMES)}")
         raise SettingsError([problem])
+    for name in (first, last):
+        _known(name, got=text)
     start, end = preset_values(first, known), preset_values(last, known)
     single = [Rung(name, first, {name: end[name]}) for name in start if start[name] != end[name]]
     return [Rung(first, first, {}), *single, Rung(last, last, {})]
+
+
+def _known(preset: str, got: str | None = None) -> None:
+    if preset not in NAMES:
+        near = difflib.get_close_matches(preset, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise SettingsError([TombolaError(f"there is no preset {preset!r}", got=got, expected=", ".join(NAMES), next=hint)])

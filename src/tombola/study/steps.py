@@ -32,7 +32,7 @@ from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
-from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, save_tokenizer, tokenizer_of
+from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
@@ -57,6 +57,7 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
         lab.reporter.say(f"{error}\n  starting this run anew")
+        lab.store.scratch(cell.key)  # raises when they are a successor's by now
         shutil.rmtree(checkpoints)
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     predictions = _predict_all(cell, lab, data, model)
@@ -80,7 +81,7 @@ def _trained(
     settings, seeds = cell.settings, _run_seeds(cell.settings)
     device = settings["machine"]["device"]
     model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
-    anatomy = read_anatomy(model)
+    anatomy = read_anatomy(model, layout_of(settings["model"]))
     model.to(device)
     said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
@@ -94,6 +95,7 @@ def _trained(
         progress=lambda share: progress(0.9 * share),
         checkpoints=checkpoints,
         every_seconds=lab.checkpoint_seconds,
+        ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
     )
     return model, log, said
 
@@ -125,7 +127,7 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     labels = data.task.labels
     model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
     model.to(dense.settings["machine"]["device"])
-    anatomy, tried = read_anatomy(model), list[object]()
+    anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[object]()
 
     def count(trial: object) -> None:
         tried.append(trial)
@@ -162,7 +164,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         preset=cell.settings["preset"],
         settings={"method": cell.settings["method"], "search": cell.settings["search"], "data": dense.settings["data"]}
         | {"train": dense.settings["train"], "machine": dense.settings["machine"]}
-        | ({"objective": said} if (said := data.task.objective.describe()) else {}),
+        | ({"objective": said} if (said := data.task.objective.describe()) else {})
+        | ({"layout": base["layout"]} if "layout" in base else {}),
         seeds=seeds,
         metrics=tuple(
             {"split": "selection", "what": what, "metric": one.metric, "value": one.value, "n": one.n, "majority": one.majority}
@@ -250,10 +253,10 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
 
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
     """The anatomy of the base a ticket was found on, read once a run."""
-    known = ("anatomy", ticket.base.fingerprint)
+    known = ("anatomy", ticket.base.fingerprint, fingerprint(ticket.settings.get("layout")))
     if known not in lab.cache:
         source = resolve_model(ticket.base.name, ticket.base.revision)
-        lab.cache[known] = read_anatomy(load_weights(source.folder, ticket.objective, head_seed=0))
+        lab.cache[known] = read_anatomy(load_weights(source.folder, ticket.objective, head_seed=0), ticket.layout)
     anatomy: Anatomy = lab.cache[known]
     return anatomy
 
@@ -286,7 +289,7 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     else:
         folder = lab.folder(weights) / "weights" if isinstance(weights, Cell) else weights.folder
     model = load_weights(folder, data.task.objective, head_seed=cell.settings["seeds"]["head"])
-    anatomy = read_anatomy(model)
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
     model.to(cell.settings["machine"]["device"])
     anatomy.check(ticket.mask)
     # The dense predictions of the same weights: read where they were stored for these very rows, else made here.

@@ -1,0 +1,95 @@
+"""What changes nothing and is only looked at: doctor, inspect, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tombola.cli.options import STORE, JsonOption, LayoutOption, make_lab, quiet
+from tombola.errors import TombolaError
+from tombola.terminal import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from tombola.study.cells import Lab
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """What is installed, where it runs, and whether it works: versions, extras, devices, a self-test in seconds."""
+    from dataclasses import asdict
+
+    from tombola.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        print_json([asdict(one) for one in findings])
+    else:
+        print_table("tombola doctor", ("", "what", "found"), [("ok" if f.good else "BAD", f.what, f.said) for f in findings])
+    bad = [one for one in findings if not one.good]
+    if bad:
+        raise TombolaError(
+            f"{len(bad)} of {len(findings)} findings are not good",
+            got="; ".join(f"{one.what}: {one.said}" for one in bad),
+            next="install what is missing; a failed self-test is worth an issue",
+        )
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
+    layout: LayoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a model is made of: layers, heads, kv-heads, MLP widths, and how many values a mask of each scope has."""
+    from tombola.anatomy import Layout, read_anatomy
+    from tombola.objective import load_weights
+    from tombola.scope import scope_sizes
+    from tombola.ticket import resolve_model
+
+    quiet()
+    source = resolve_model(model)
+    loaded = load_weights(source.folder, ("0", "1"), head_seed=0)
+    anatomy = read_anatomy(loaded, None if layout is None else Layout.from_yaml(layout))
+    said = anatomy.summary()
+    heads, mlps = anatomy.n_heads * sum(said["values_per_head"]), sum(said["values_per_mlp"])
+    scopes = {"heads": heads, "mlps": mlps, "heads+mlps": heads + mlps} | scope_sizes(loaded, anatomy)
+    if as_json:
+        identity = {"model": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
+        print_json(identity | said | {"maskable_values": scopes})
+        return
+    print_table(
+        f"{source.name}: {said['model_type']}, proved numerically",
+        ("layers", "heads", "kv-heads", "d_head", "d_model", "d_ffn", "parameters*"),
+        [[f"{said[name]:,}" for name in ("layers", "heads", "kv_heads", "d_head", "d_model", "d_ffn", "total_parameters")]],
+    )
+    shares = [(name, f"{n:,}", f"{n / said['total_parameters']:.3f}") for name, n in scopes.items()]
+    print_table("maskable values", ("scope", "values", "share of all parameters*"), shares)
+    print("* with a 2-class head")
+
+
+def report(
+    store: Annotated[Path, typer.Argument(help="Folder of results.")] = STORE,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the score table as Markdown instead.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
+) -> None:
+    """Everything a store holds as one offline HTML page."""
+    from tombola.report.build import latex_table, markdown_table
+    from tombola.study.results import collect
+
+    if markdown and latex:
+        raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
+    lab = make_lab(store, reads=True)
+    if markdown or latex:
+        print((markdown_table if markdown else latex_table)(collect(lab.store)))
+        return
+    say(f"The page: {write_page(lab, out).resolve()}")
+
+
+def write_page(lab: "Lab", out: Path) -> Path:
+    """Where the page about a lab's store was written. Raises: TombolaError when it cannot be."""
+    from tombola.report.build import build_page
+    from tombola.study.results import collect
+
+    try:
+        return build_page(collect(lab.store), out)
+    except OSError as error:
+        raise TombolaError(f"{out} cannot be written", got=error.strerror, next="name another file with --out") from error
