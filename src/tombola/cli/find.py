@@ -91,9 +91,7 @@ def find(
         ),
     ],
     *,
-    method: Annotated[
-        str, typer.Option(help="s-prune (heads, MLPs, neurons, layers), m-prune (values, to a floor), one-shot.")
-    ] = "s-prune",
+    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values, to a floor), one-shot.")] = "s-prune",
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
