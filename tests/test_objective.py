@@ -237,7 +237,7 @@ def test_the_loss_of_text_is_that_of_the_library_and_its_gradient_that_of_differ
     for row in range(3):
         inputs = collate(encoded, [row])
         ours = summed_loss(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
-        assert float(ours) == pytest.approx(float(model(**inputs).loss), rel=1e-5)
+        assert ours.item() == pytest.approx(model(**inputs).loss.item(), rel=1e-5)
     name = "model.layers.1.mlp.down_proj.weight"
     gradient = mean_gradients(Given(model=model, names=[name], batches=batches(encoded)))[name]
     parameter, loss = model.get_parameter(name), lambda: -sum(predict(model, encoded).logits.double().flatten().tolist()) / 3
