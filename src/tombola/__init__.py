@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tombola.held import HeldValues
     from tombola.legacy import import_mask, import_ticket
     from tombola.mask import Mask
+    from tombola.objective import Objective, Prompt
     from tombola.report.build import build_page
     from tombola.scope import scope_parameters
     from tombola.search.controls import ControlSettings, control
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tombola.search.structured import SPruneSettings, s_prune
     from tombola.study.jobs import find
     from tombola.study.results import collect
-    from tombola.tasks import Rows, Task
+    from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
     from tombola.ticket import Ticket
     from tombola.train import RunSeeds, TrainSettings, fine_tune
 
@@ -45,6 +46,8 @@ _ROOMS = {
     "MPruneSettings": "search.magnitude",
     "Mask": "mask",
     "OneShotSettings": "search.one_shot",
+    "Objective": "objective",
+    "Prompt": "objective",
     "Rows": "tasks",
     "RunSeeds": "train",
     "SPruneSettings": "search.structured",
@@ -53,12 +56,15 @@ _ROOMS = {
     "TombolaError": "errors",
     "TrainSettings": "train",
     "ablate": "gates",
+    "asked_in_words": "tasks",
     "build_page": "report.build",
     "collect": "study.results",
     "control": "search.controls",
     "find": "study.jobs",
+    "files_task": "tasks",
     "fine_tune": "train",
     "hold": "gates",
+    "hub_task": "tasks",
     "import_mask": "legacy",
     "import_ticket": "legacy",
     "load": "gates",
@@ -82,7 +88,9 @@ __all__ = [
     "Layout",
     "MPruneSettings",
     "Mask",
+    "Objective",
     "OneShotSettings",
+    "Prompt",
     "Rows",
     "RunSeeds",
     "SPruneSettings",
@@ -92,12 +100,15 @@ __all__ = [
     "TrainSettings",
     "__version__",
     "ablate",
+    "asked_in_words",
     "build_page",
     "collect",
     "control",
+    "files_task",
     "find",
     "fine_tune",
     "hold",
+    "hub_task",
     "import_mask",
     "import_ticket",
     "load",

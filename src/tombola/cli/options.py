@@ -64,6 +64,12 @@ class OwnRows:
     label: Annotated[str | None, typer.Option(help="files: column of the answer.")] = None
     regression: Annotated[bool, typer.Option("--regression", help="files: answers are numbers, not classes.")] = False
     metric: Annotated[str | None, typer.Option(help="files: accuracy, matthews, f1; with --regression pearson, spearman.")] = None
+    words: Annotated[
+        str | None, typer.Option(help="files: ask a language model, one word a class in the order of their names: no,yes.")
+    ] = None
+    template: Annotated[
+        str | None, typer.Option(help="files, with --words: what it reads; {0} and {1} are the texts.  [default: {0} Answer:]")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """What was said of them, by the name of each option."""
@@ -97,7 +103,9 @@ class OwnRows:
             raise TombolaError("this ticket is of no files of your own", got=ticket, next="leave --train, --validation … out")
         said = {"text": known["text"], "label": known["label"], "metric": known["metric"]}
         regression = {"regression": True} if len(known["labels"]) == 1 else {}
-        named(lab, _task("files", {**said, **regression, **self.given()}))
+        prompt = known.get("prompt") or {}
+        asked = {"words": ",".join(prompt["words"]), "template": prompt["template"]} if prompt else {}
+        named(lab, _task("files", {**said, **regression, **asked, **self.given()}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +161,10 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _task(name: str, own_rows: Mapping[str, Any]) -> "str | Task":
-    from tombola.tasks import files_task, hub_task
+    from tombola.tasks import asked_in_words, files_task, hub_task
 
+    own_rows = dict(own_rows)
+    prompt = {option: own_rows.pop(option) for option in ("words", "template") if option in own_rows}
     if name.startswith("hub:") and "#" not in name:
         quiet()
         task = hub_task(name, **own_rows)
@@ -168,14 +178,18 @@ def _task(name: str, own_rows: Mapping[str, Any]) -> "str | Task":
                 next=f"add {' '.join(lacking)}",
             )
         task = files_task(**own_rows)
-    elif own_rows:
+    elif own_rows or prompt:
         raise TombolaError(
             f"task {name} has rows and columns of its own",
-            got=", ".join(f"--{option}" for option in own_rows),
+            got=", ".join(f"--{option}" for option in [*own_rows, *prompt]),
             expected="these options with the task files or hub:NAME",
+            next=f"{name}:answer=words asks a language model in words of its own" if prompt else None,
         )
     else:
         return name
+    if prompt:  # most tokenizers have a word within a text as another token than one that begins it: with its blank
+        spoken = [word if word.startswith(" ") else f" {word}" for word in prompt.get("words", "").split(",") if word.strip()]
+        task = asked_in_words(task, prompt.get("template"), spoken or None)
     for doubt in task.doubts:
         say(doubt)
     return task
