@@ -359,3 +359,31 @@ def test_an_encoded_set_says_whether_it_is_text(tokenizer: Any) -> None:
     encoded: Encoded = encode(tokenizer, PASSAGES, 32, objective=Objective(tokens=True))
     labels = collate(encoded, range(3))["labels"]
     assert labels.shape[0] == 3 and int((labels == -100).sum()) == 3 * max(encoded.lengths) - sum(encoded.lengths)
+
+
+def test_the_command_line_asks_own_rows_in_words_and_again_for_controls(decoder_folder: Path, tmp_path: Path) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from tombola.cli import app
+
+    rows = [
+        {"t": f"the {'good' if i % 2 else 'bad'} film" + " and very" * (i % 5), "y": "up" if i % 2 else "down"} for i in range(80)
+    ]
+    for name, part in (("train", rows[:60]), ("dev", rows[60:])):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({**r, "t": f"{r['t']} {name} {i}"}) for i, r in enumerate(part))
+        )
+    files = ["--train", str(tmp_path / "train.jsonl"), "--validation", str(tmp_path / "dev.jsonl")]
+    store = ["--store", str(tmp_path / "store"), "--json"]
+    asked = ["--text", "t", "--label", "y", "--words", "no,yes", "--template", "{0} Answer :"]
+    fast = ["--epochs", "5", "--learning-rate", "1e-2", "--batch-size", "10", "--out", str(tmp_path / "ticket")]
+    found = CliRunner().invoke(app, ["find", str(decoder_folder), "files", *files, *asked, *fast, *store])
+    assert found.exit_code == 0, found.output
+    ticket = json.loads((tmp_path / "ticket" / "ticket.json").read_text())
+    assert ticket["settings"]["objective"]["prompt"] == {"template": "{0} Answer :", "words": [" no", " yes"]}
+    again = CliRunner().invoke(app, ["controls", str(tmp_path / "ticket"), "--kinds", "random", "--draws", "1", *files, *store])
+    assert again.exit_code == 0, again.output
+    wrong = CliRunner().invoke(app, ["find", str(decoder_folder), "files", *files, *asked[:4], "--words", "no", *store])
+    assert isinstance(wrong.exception, TombolaError) and "no prompt" in str(wrong.exception)
