@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tombola.cli_study import study_app
 from tombola.errors import SettingsError, TombolaError
 from tombola.terminal import (
     Progress,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 store_app = typer.Typer(no_args_is_help=True, help="Look after a folder of results.")
 app.add_typer(store_app, name="store")
+app.add_typer(study_app, name="study")
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results.")]
 DataOption = Annotated[

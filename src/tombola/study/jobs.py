@@ -14,7 +14,7 @@ from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.data import base_folder, encoded_rows, named, source_of, task_data, task_of
+from tombola.study.data import base_folder, encoded_rows, named, rows_said, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
@@ -402,17 +402,16 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
 
 def _common(lab: Lab, model: str, task: str | Task, settings: Settings) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
-    source, spec = resolve_model(model), named(lab, task)
-    data = task_data(lab, spec, asdict(settings.data))
-    rows = {
-        "rows": data.fingerprints(),
-        "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
-    }
+    spec = named(lab, task)
+    if ("model", model) not in lab.cache:  # hashed once a run, though every experiment of a study asks
+        source = resolve_model(model)
+        identity = {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
+        lab.cache["model", model] = identity | {"files": fingerprint_files(source.folder)}
+    data = asdict(settings.data)
     return {
-        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
-        | {"files": fingerprint_files(source.folder)},
-        "data": {"task": spec} | asdict(settings.data) | rows | source_of(lab, spec),
-        "machine": machine(),
+        "model": lab.cache["model", model],
+        "data": {"task": spec} | data | rows_said(lab, spec, data) | source_of(lab, spec),
+        "machine": dict(lab.machine or machine()),
     }
 
 
