@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tombola.errors import SettingsError, TombolaError
+from tombola.study.engine import Ended, Watch
 from tombola.terminal import duration, megabytes, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tombola.study.cells import Lab
-    from tombola.study.engine import Ended, Tally
+    from tombola.study.engine import Tally
     from tombola.study.plan import Plan, Study
 
 study_app = typer.Typer(no_args_is_help=True, help="Many runs at once: what to run, running it, how far it is, what came out.")
@@ -88,7 +89,7 @@ def study_plan(
         print(
             f"about {wall} with {at_once} at a time ({duration(expected.seconds)} one after the other), {disk} more on the disk;"
         )
-        print("measured on a few rows of each task on this machine; nothing was computed")
+        print("(measured on a few rows of each task on this machine; nothing was computed)")
 
 
 @study_app.command("run")
@@ -354,7 +355,7 @@ def _say_failed(plan: "Plan", tally: "Tally") -> None:
     say(f"{len(tally.failed)} failed, {len(tally.blocked)} could not run because of them; the same command tries them again")
 
 
-class StudyProgress:
+class StudyProgress(Watch):
     """A line for each cell that starts or ends, with remaining time; on a terminal a bar below them. Always on stderr."""
 
     def __init__(self) -> None:
@@ -380,7 +381,7 @@ class StudyProgress:
         if self.live:
             self._bar()
 
-    def ended(self, ended: "Ended") -> None:
+    def ended(self, ended: Ended) -> None:
         self.shares.pop(ended.key, None)
         self.done += self.work.get(ended.key, 0.0)
         self.ends, self.failed = self.ends + 1, self.failed + (ended.error is not None)

@@ -148,8 +148,8 @@ class Lab:
             raise StoreError(f"the {cell.step} cell {cell.key} is not in the store", next="run the command that made it again")
         return folder
 
-    def compute(self, cell: Cell) -> None:
-        """Computes one cell whose inputs are there, and publishes it; loads nothing, says nothing."""
+    def compute(self, cell: Cell) -> bool:
+        """Computes and publishes one cell whose inputs are there; False when somebody else had done so by the time it could."""
         from tombola.study.cost import metered
         from tombola.study.steps import STEPS
 
@@ -160,7 +160,7 @@ class Lab:
             facts = provenance() | {"started": round(started, 3), "seconds": cost["seconds"], "cost": cost}
             write_json(out / PROVENANCE, facts)
 
-        self.store.compute(cell.key, cell.describe(), work)
+        return self.store.compute(cell.key, cell.describe(), work)[1]
 
 
 def cell_of(entry: Entry) -> Cell:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.errors import StoreError, TombolaError
 from tombola.store import Store
@@ -51,6 +51,7 @@ class Ended:
     key: str
     error: str | None = None
     seconds: float = 0.0
+    computed: bool = True  # here; False when another process had published it by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,13 @@ class Tally:
     """How a run ended."""
 
     asked: int  # different cells, inputs included
-    computed: tuple[str, ...]  # keys
+    computed: tuple[str, ...]  # keys of those computed by this run, not by another on the same store
     failed: Mapping[str, str]  # key → reason
     blocked: Mapping[str, str]  # key → key of the failed cell it would have needed
 
 
-class Watch(Protocol):
-    """Who is told how far a study is."""
-
-    def begin(self, titles: Mapping[str, str], work: Mapping[str, float], asked: int) -> None: ...
-    def started(self, key: str) -> None: ...
-    def share(self, key: str, done: float) -> None: ...
-    def ended(self, ended: Ended) -> None: ...
-    def say(self, message: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class Silent:
-    """A watch that says nothing."""
+class Watch:
+    """Who is told how far a study is; this one does nothing with it. Work is counted in row passes."""
 
     def begin(self, titles: Mapping[str, str], work: Mapping[str, float], asked: int) -> None: ...
     def started(self, key: str) -> None: ...
@@ -240,7 +230,7 @@ def run_one(order: Order, *, lab: Lab | None = None, cell: Cell | None = None) -
     An input that another process is computing makes it end with an error that says who: whoever ordered this cell was
     too early. The cell itself being computed elsewhere is waited for. A failure is noted in the store.
     """
-    started, at, title = time.monotonic(), order.key, order.key
+    started, at, title, ran = time.monotonic(), order.key, order.key, False
     lab = lab or lab_of(order.store, order.data, order.budget)
     lab.energy = order.energy
     try:
@@ -252,13 +242,13 @@ def run_one(order: Order, *, lab: Lab | None = None, cell: Cell | None = None) -
                 raise StoreError(f"{title_of(cell)} needs what is not finished", got=who, next="wait for it and try again")
             with as_planned(one):
                 _bring_rows(lab, one)
-                lab.compute(one)
+                ran = lab.compute(one)
             drop_failure(lab.store, one.key)
     except Exception as error:
         failure = note_failure(lab.store, at, title, error)
         reason = failure.error if at == order.key else f"its input {title} failed: {failure.error}"
         return Ended(order.key, reason, time.monotonic() - started)
-    return Ended(order.key, None, time.monotonic() - started)
+    return Ended(order.key, None, time.monotonic() - started, ran)
 
 
 class as_planned:
@@ -345,7 +335,7 @@ def run_cells(
     """
     from tombola.study.steps import STEPS
 
-    watch = watch or Silent()
+    watch = watch or Watch()
     asked = {one.key for cell in cells for one in cell.needed()}
     missing = {cell.key: cell for cell in lab.missing(cells)}
     write_plans(lab, missing.values())
@@ -383,7 +373,7 @@ def run_cells(
             for ended in executor.ended(watch):
                 running.discard(ended.key)
                 if ended.error is None:
-                    computed.append(ended.key)
+                    computed += [ended.key] if ended.computed else []
                     front.finished(ended.key)
                 else:
                     failed[ended.key] = ended.error

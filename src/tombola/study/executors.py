@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tombola.errors import SettingsError, TombolaError
 from tombola.study.cells import Lab
-from tombola.study.engine import Ended, Order, Relay, Silent, Watch, lab_of, note_failure, run_one
+from tombola.study.engine import Ended, Order, Relay, Watch, lab_of, note_failure, run_one
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -29,6 +29,7 @@ POLL = 0.5  # seconds that `ended` may wait for somebody to end
 GRACE = 10.0  # seconds that a worker has to put its things away when it is told to stop
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs cells somewhere."""
 
@@ -53,6 +54,7 @@ class Options:
     threads: int = 1  # of each cell: those it was planned with
     device: str = "cpu"
     parameters: Mapping[str, Any] = field(default_factory=dict)  # Slurm's, by their names in submitit
+    call: Callable[..., Ended] = run_one  # (order, lab=…) → how it ended; another one for tests of what becomes of a worker
     folder: Path = Path("tombola-store/jobs")  # of submitit's job files
     address: str | None = None  # of a Ray cluster; None: Ray on this computer
 
@@ -63,8 +65,9 @@ class Options:
 class Serial:
     """One cell after the other, in this process."""
 
-    def __init__(self, lab: Lab | None = None) -> None:
+    def __init__(self, options: Options | None = None, lab: Lab | None = None) -> None:
         self.lab, self.queue = lab, list[Order]()
+        self.call = run_one if options is None else options.call
 
     def room(self) -> int:
         return 1 - len(self.queue)
@@ -78,7 +81,7 @@ class Serial:
         before, relay = lab.reporter, Relay(watch)
         relay.key, lab.reporter = order.key, relay
         try:
-            return [run_one(order, lab=lab)]
+            return [self.call(order, lab=lab)]
         finally:
             lab.reporter = before
 
@@ -164,7 +167,7 @@ class Local:
             name = f"tombola-{slot}"
         else:
             name = None
-        process = context.Process(target=_work, args=(theirs,), name=name, daemon=True)
+        process = context.Process(target=_work, args=(theirs, self.options.call), name=name, daemon=True)
         with _environment(environment):  # spawned processes have it from their start, before any library is loaded
             process.start()
         theirs.close()  # else the end of the process would not close the pipe
@@ -198,7 +201,7 @@ def _how(exitcode: int | None) -> str:
     return f"was killed by {name}" + (" (did the computer run out of memory?)" if name == "SIGKILL" else "")
 
 
-def _work(pipe: "Connection[Any, Any]") -> None:
+def _work(pipe: "Connection[Any, Any]", call: Callable[..., Ended]) -> None:
     """A worker process: orders in, ends out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`: locks and attempts go
@@ -209,10 +212,10 @@ def _work(pipe: "Connection[Any, Any]") -> None:
             order: Order = pipe.recv()
             lab = lab_of(order.store, order.data, order.budget)
             relay.key, lab.reporter = order.key, relay
-            pipe.send(("ended", run_one(order, lab=lab)))
+            pipe.send(("ended", call(order, lab=lab)))
 
 
-class _ToParent(Silent):
+class _ToParent(Watch):
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         self.pipe = pipe
 
@@ -389,9 +392,9 @@ def _on_ray(order: Order) -> Ended:
 # name → how it is made. "submitit" runs what Slurm would run as processes of this computer: for trying out and for tests.
 EXECUTORS: Mapping[str, Callable[[Options], Executor]] = {
     "local": Local,
-    "serial": lambda options: Serial(),
+    "serial": Serial,
     "slurm": Submitted,
-    "submitit": lambda options: Submitted(replace(options), cluster="local"),
+    "submitit": lambda options: Submitted(options, cluster="local"),
     "ray": OnRay,
 }
 DEFAULT = "local"
