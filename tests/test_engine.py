@@ -34,7 +34,7 @@ from tombola.study.engine import (
     states,
     write_plans,
 )  # fmt: skip
-from tombola.study.executors import EXECUTORS, Executor, Local, Options, Serial, executor_of
+from tombola.study.executors import EXECUTORS, Executor, Local, Options, Serial, Submitted, executor_of
 from tombola.study.experiments import EXPERIMENTS
 from tombola.study.plan import BUILT_IN, Plan, Study, estimate, plan_study, read_study
 from tombola.study.steps import STEPS
@@ -689,7 +689,9 @@ def test_a_worker_that_is_killed_fails_its_cell_and_no_other(
 def command(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "tombola", "study", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell put in the background
+        **options,
     )  # fmt: skip
 
 
@@ -715,7 +717,10 @@ def test_two_runs_on_one_store_share_the_work(
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_nothing_half_written_and_no_process(tmp_path: Path, tiny_folder: Path, data_folder: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_an_interrupt_leaves_nothing_half_written_and_no_process(
+    sent: signal.Signals, code: int, tmp_path: Path, tiny_folder: Path, data_folder: Path
+) -> None:
     file, store = study_file(tmp_path, tiny_folder, epochs=400), tmp_path / "s"
     ran = command("run", file, "--store", str(store), "--data", str(data_folder), "--workers", "2")
     deadline = time.monotonic() + 120
@@ -723,14 +728,114 @@ def test_an_interrupt_leaves_nothing_half_written_and_no_process(tmp_path: Path,
         assert time.monotonic() < deadline and ran.poll() is None
         time.sleep(0.1)
     owners = [read_json(lock / "owner.json")["pid"] for lock in (store / "locks").iterdir()]
-    os.killpg(ran.pid, signal.SIGINT)  # as Ctrl-C does: everybody gets it
+    if sent == signal.SIGINT:
+        os.killpg(ran.pid, sent)  # as Ctrl-C does: everybody gets it
+    else:
+        ran.send_signal(sent)
     _, said = ran.communicate(timeout=60)
-    assert ran.returncode == 130 and "interrupted" in said
+    assert ran.returncode == code and ("interrupted" in said) == (sent == signal.SIGINT)
+    for pid in owners:
+        while sent == signal.SIGKILL and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)  # they have to notice by themselves
+        assert not Path(f"/proc/{pid}").exists()
     assert list((store / "locks").iterdir()) == [] and list((store / "tmp").iterdir()) == []
     assert not list((store / "cells").glob("*")) and not list((store / "failed").glob("*")), "an interrupt is no failure"
-    for pid in owners:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_job_that_times_out_goes_back_to_the_queue_and_goes_on(
+    serial: tuple[Path, Study], data_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    store, study = serial
+    lab = lab_in(tmp_path / "s", data_folder)
+    plan = plan_study(lab, study)
+    jobs = Submitted(Options(folder=tmp_path / "jobs", parameters={"timeout_min": 5, "requeues": 2}), cluster="local")
+    key = next(key for key, cell in plan.cells.items() if cell.step == "fine_tune")
+    interrupted = []
+
+    class Impatient(Watch):
+        """Tells the job of the fine-tune that its time is over, once, as soon as it is at work."""
+
+        def started(self, of: str) -> None:
+            def tell() -> None:
+                while lab.store.running(key) is None and not lab.store.has(key):
+                    time.sleep(0.02)
+                job = jobs.jobs[key][1]
+                job._interrupt(timeout=True)
+                interrupted.append(job)
+
+            if of == key:
+                threading.Thread(target=tell, daemon=True).start()
+
+    dense = plan.cells[key]
+    assert not run_cells(lab, [dense], jobs, Impatient()).failed
+    (job,) = interrupted
+    assert "Requeued" in job.stderr() + job.stdout(), "else the job was over before it was told"
+    ours = results(tmp_path / "s")
+    assert ours and all(results(store)[name] == content for name, content in ours.items())
+
+
+# --------------------------------------------------------------------------------------------------------------- ranks
+
+
+def torchrun(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ranks_that_come_to_different_masks_are_refused(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        """
+import sys
+from pathlib import Path
+from tombola.errors import SearchError
+from tombola.study import ranks
+from tombola.store import Store
+
+def work(out, same):
+    (out / "ticket").mkdir()
+    (out / "ticket" / "mask.safetensors").write_bytes(b"one" if same else bytes([ranks.rank()]))
+
+store = Store(sys.argv[1])
+for same, key in ((True, "a" * 32), (True, "a" * 32), (False, "b" * 32)):
+    try:
+        ran = ranks.together(lambda work: store.compute(key, {}, work)[1], lambda out: work(out, same))
+        Path(sys.argv[2], f"{key[0]}{ranks.rank()}").open("a").write(f"{ran} ")
+        ranks.wait_for_all()
+    except SearchError:
+        Path(sys.argv[2], f"{key[0]}{ranks.rank()}").write_text("refused")
+""",
+        encoding="utf-8",
+    )
+    ran = torchrun(str(script), str(tmp_path / "s"), str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    said = {file.name: file.read_text() for file in tmp_path.iterdir() if len(file.name) == 2}
+    assert said == {"a0": "True False ", "a1": "True False ", "b0": "refused", "b1": "refused"}
+    assert [entry.key for entry in Store(tmp_path / "s").entries()] == ["a" * 32]
+
+
+@pytest.mark.slow
+def test_a_study_under_torchrun_has_one_mask_and_says_its_ranks(tmp_path: Path, tiny_folder: Path, data_folder: Path) -> None:
+    """Both ranks search; a mask that differs on one of them fails the cell (above). Rows are shared out in training."""
+    file, there = study_file(tmp_path, tiny_folder), ("--store", str(tmp_path / "s"), "--data", str(data_folder))
+    arguments = ("-m", "tombola", "study", "run", file, *there, "--seeds", "0", "--executor", "serial", "--set", "batch_size=8")
+    ran = torchrun(*arguments, "--set", "ranks=2")
+    assert ran.returncode == 0, ran.stderr
+    assert "3 of 3 cells there, 3 computed now" in ran.stdout
+    store = Store(tmp_path / "s")
+    assert sorted(entry.step for entry in store.entries()) == ["evaluate", "fine_tune", "search"]
+    (dense,) = (entry for entry in store.entries() if entry.step == "fine_tune")
+    assert dense.describe["settings"]["machine"]["ranks"] == 2  # type: ignore[index,call-overload]
+    assert read_json(dense.folder / "train.json")["steps"] == FAST["epochs"] * FAST["train_rows"] // (8 * 2)
+    lab = lab_in(tmp_path / "s", data_folder)
+    plan = plan_study(lab, read_study(file, {"seeds": [0]}, [("batch_size", 8), ("ranks", 2), ("floor", 0.5)]))
+    ended = run_cells(lab, list(plan.cells.values()), Serial(lab=lab))
+    assert "planned for another number of ranks" in next(iter(ended.failed.values()))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`tombola study …`: plan, run, status, report of many cells at once, and run-one for any other scheduler."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -114,6 +115,7 @@ def study_run(
 
     Exit code 1 when cells failed, with the reason of each.
     """
+    from tombola.study import ranks
     from tombola.study.cost import require_energy, total_cost
     from tombola.study.engine import run_cells
     from tombola.study.executors import Options, executor_of
@@ -129,7 +131,13 @@ def study_run(
         workers=workers, threads=machine["threads"], device=machine["device"], parameters=study.slurm,
         folder=lab.store.root / "jobs", address=address,
     )  # fmt: skip
-    tally = run_cells(lab, list(plan.cells.values()), executor_of(executor, options), StudyProgress(), budget=most)
+    if ranks.size() > 1 and executor != "serial":
+        raise TombolaError("torchrun starts the processes itself", got=f"--executor {executor}", expected="--executor serial")
+    watch = StudyProgress() if ranks.rank() == 0 else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are told to stop, locks go
+    tally = run_cells(lab, list(plan.cells.values()), executor_of(executor, options), watch, budget=most)
+    if watch is None:  # rank 0 says the rest
+        return
     spent = total_cost(lab.store, tally.computed)
     if as_json:
         print_json(

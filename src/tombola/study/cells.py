@@ -150,6 +150,7 @@ class Lab:
 
     def compute(self, cell: Cell) -> bool:
         """Computes and publishes one cell whose inputs are there; False when somebody else had done so by the time it could."""
+        from tombola.study import ranks
         from tombola.study.cost import metered
         from tombola.study.steps import STEPS
 
@@ -160,7 +161,14 @@ class Lab:
             facts = provenance() | {"started": round(started, 3), "seconds": cost["seconds"], "cost": cost}
             write_json(out / PROVENANCE, facts)
 
-        return self.store.compute(cell.key, cell.describe(), work)[1]
+        def compute(work: Callable[[Path], None]) -> bool:
+            return self.store.compute(cell.key, cell.describe(), work)[1]
+
+        if ranks.size() == 1:
+            return compute(work)
+        ran = ranks.together(compute, work)
+        ranks.wait_for_all()
+        return ran
 
 
 def cell_of(entry: Entry) -> Cell:

@@ -42,8 +42,8 @@ def metered(cell: Cell, lab: Lab, out: Path) -> Iterator[dict[str, Any]]:
     started, cpu = time.perf_counter(), _cpu_seconds()
     with _codecarbon(lab.energy) as read:
         yield cost
-    seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
-    hours = seconds / 3600
+    seconds, cpu = time.perf_counter() - started, (_cpu_seconds() - cpu) * ranks_of(cell)  # of one rank, about, times all
+    hours = seconds / 3600 * ranks_of(cell)
     watt_hours = WATTS["cpu"] * cpu / 3600 + (WATTS["cuda"] * hours if device == "cuda" else 0.0)
     estimated = {"kwh": watt_hours / 1000, "how": "estimated", "by": "watts × device-hours"}
     cost |= {
@@ -58,14 +58,26 @@ def metered(cell: Cell, lab: Lab, out: Path) -> Iterator[dict[str, Any]]:
 
 def device_of(cell: Cell) -> str:
     """The kind of device a cell is computed on; that of the cells it stands on where it does not say itself."""
-    machines = [one.settings["machine"] for one in cell.needed() if "machine" in one.settings]
-    return str(machines[-1]["device"]) if machines else "cpu"
+    return str(_machine_of(cell).get("device", "cpu"))
 
 
 def threads_of(cell: Cell) -> int | None:
     """The thread count a cell is computed with, on which its bits depend; None when neither it nor its inputs say."""
-    machines = [one.settings["machine"] for one in cell.needed() if "machine" in one.settings]
-    return int(machines[-1]["threads"]) if machines else None
+    threads: int | None = _machine_of(cell).get("threads")
+    return threads
+
+
+def ranks_of(cell: Cell) -> int:
+    """How many processes compute a cell together."""
+    return int(_machine_of(cell).get("ranks", 1))
+
+
+def _machine_of(cell: Cell) -> Mapping[str, Any]:
+    """What a cell says of its machine, or the last of those it stands on that do: the one it was made for."""
+    said: Mapping[str, Any] = {}
+    for one in cell.needed():
+        said = one.settings.get("machine", said)
+    return said
 
 
 def flops(cell: Cell, lab: Lab, out: Path) -> float:

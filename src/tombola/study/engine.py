@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.errors import StoreError, TombolaError
 from tombola.store import Store
+from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, Reporter
 
 if TYPE_CHECKING:
@@ -252,17 +253,22 @@ def run_one(order: Order, *, lab: Lab | None = None, cell: Cell | None = None) -
 
 
 class as_planned:
-    """Within it torch has the threads a cell was planned with. Raises: TombolaError when its device is not here."""
+    """Within it torch has the threads a cell was planned with. Raises: TombolaError when its device or ranks are not here."""
 
     def __init__(self, cell: Cell) -> None:
-        from tombola.study.cost import device_of, threads_of
+        from tombola.study.cost import device_of, ranks_of, threads_of
 
-        self.threads, self.device = threads_of(cell), device_of(cell)
+        self.threads, self.device, self.ranks = threads_of(cell), device_of(cell), ranks_of(cell)
         self.before: int | None = None
 
     def __enter__(self) -> None:
         if self.threads is None:
             return
+        if self.ranks != ranks.size():
+            next = "torchrun --nproc-per-node N -m tombola study run … --executor serial, N being the ranks of the study"
+            raise TombolaError(
+                "this cell was planned for another number of ranks", got=ranks.size(), expected=self.ranks, next=next
+            )
         import torch
 
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -354,16 +360,15 @@ def run_cells(
     computed: list[str] = []
     failed: dict[str, str] = {}
     blocked: dict[str, str] = {}
-    watch.begin(
-        {key: STEPS[cell.step].title(cell) for key, cell in missing.items()},
-        {key: STEPS[cell.step].work(cell) for key, cell in missing.items()},
-        len(asked),
-    )
+    titles = {key: STEPS[cell.step].title(cell) for key, cell in missing.items()}
+    watch.begin(titles, {key: STEPS[cell.step].work(cell) for key, cell in missing.items()}, len(asked))
     running: set[str] = set()
     try:
         while front.ready or running:
             if room := min(executor.room(), len(front.ready)):
-                if len(front.ready) > room:  # only a choice asks who is at work on what
+                if ranks.size() > 1:  # all ranks have to choose the same
+                    front.ready.sort(key=place.__getitem__)
+                elif len(front.ready) > room:  # only a choice asks who is at work on what
                     front.ready.sort(key=lambda key: (lab.store.running(key) is not None, place[key]))
                 batch, front.ready = front.ready[:room], front.ready[room:]
                 for key in batch:
@@ -376,6 +381,10 @@ def run_cells(
                     computed += [ended.key] if ended.computed else []
                     front.finished(ended.key)
                 else:
+                    if ranks.size() > 1:  # the other ranks may be in the middle of it: nothing goes on but all of them
+                        raise TombolaError(
+                            f"{titles[ended.key]} failed on rank {ranks.rank()}, so all ranks stop", got=ended.error
+                        )
                     failed[ended.key] = ended.error
                     blocked |= dict.fromkeys(front.lost(ended.key), ended.key)
                 watch.ended(ended)

@@ -10,6 +10,7 @@ Nothing here imports torch: a worker process sets its threads before it does.
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -205,6 +206,7 @@ def _work(pipe: "Connection[Any, Any]", call: Callable[..., Ended]) -> None:
     """A worker process: orders in, ends out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`: locks and attempts go
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         relay = Relay(_ToParent(pipe))
         _quiet()
@@ -213,6 +215,17 @@ def _work(pipe: "Connection[Any, Any]", call: Callable[..., Ended]) -> None:
             lab = lab_of(order.store, order.data, order.budget)
             relay.key, lab.reporter = order.key, relay
             pipe.send(("ended", call(order, lab=lab)))
+
+
+def _leave_with_parent() -> None:
+    """Stops this worker when the process that hired it is gone, however that ended: nobody waits for its result."""
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _ToParent(Watch):

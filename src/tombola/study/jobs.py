@@ -13,6 +13,7 @@ from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
+from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, encoded_rows, named, rows_said, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
@@ -51,10 +52,14 @@ class Tested:
 
 
 def machine() -> dict[str, Any]:
-    """Device kind and thread count: results are bit-identical only where both are the same, so they are part of a cell."""
+    """Device kind and thread count: results are bit-identical only where both are the same, so they are part of a cell.
+
+    With several ranks (torchrun) their number too.
+    """
     import torch
 
-    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+    here = {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+    return here | ({"ranks": ranks.size()} if ranks.size() > 1 else {})
 
 
 def plan_find(lab: Lab, model: str, task: str | Task, settings: Settings, run_seeds: Sequence[int]) -> list[Found]:

@@ -63,6 +63,7 @@ class Study(BaseModel):
     files: Mapping[str, FilesOptions] = Field(default_factory=dict)  # name → a task made of files, to be named in tasks
     threads: Annotated[StrictInt, Ge(1)] | None = None  # of each cell, part of its key; None: those of this process
     device: str | None = None  # "cpu" | "cuda", part of the key too; None: what is here
+    ranks: Annotated[StrictInt, Ge(2)] | None = None  # processes of each cell, started by torchrun; part of the key
     slurm: Mapping[str, Any] = Field(default_factory=dict)  # of Slurm jobs, by the names of submitit; requeues
 
     def options_for(self, experiment: str) -> BaseModel:
@@ -312,9 +313,8 @@ def plan_study(lab: Lab, study: Study) -> Plan:
     """
     from tombola.study.jobs import machine
 
-    if study.threads is not None or study.device is not None:
-        here = machine()
-        lab.machine = {"device": study.device or here["device"], "threads": study.threads or here["threads"]}
+    asked = {name: getattr(study, name) for name in ("device", "threads", "ranks")}
+    lab.machine = machine() | {name: value for name, value in asked.items() if value is not None}
     rungs = rungs_of(study.preset, study.ladder)
     parts = []
     for model in study.model:
