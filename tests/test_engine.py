@@ -24,6 +24,7 @@ from tombola.study.cells import Cell, Given, Lab, Step, read_json
 from tombola.study.engine import (
     Ended,
     Order,
+    Watch,
     drop_failure,
     failures,
     find_plan,
@@ -33,7 +34,7 @@ from tombola.study.engine import (
     run_one,
     states,
     write_plans,
-)  # fmt: skip
+)
 from tombola.study.executors import EXECUTORS, Executor, Local, Options, Serial, Submitted, executor_of
 from tombola.study.experiments import EXPERIMENTS
 from tombola.study.plan import BUILT_IN, Plan, Study, estimate, plan_study, read_study
@@ -565,6 +566,27 @@ def test_flops_are_two_for_each_matrix_weight_and_token(tiny_folder: Path, data_
     assert total.cells == 3 and total.flops == sum(said["flops"] for said, _ in by_step.values())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # codecarbon's own
+def test_codecarbon_reads_what_a_cell_takes_and_says_whether_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("codecarbon")
+
+    def run(cell: Cell, lab: Lab, out: Path, progress: Any) -> None:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            pass
+        (out / "result.txt").write_text("x")
+
+    stepped(monkeypatch, run)
+    lab, cell = lab_in(tmp_path / "s"), graph([[]])[0]
+    lab.energy = True
+    assert lab.compute(cell)
+    said = read_json(tmp_path / "s" / "cells" / cell.key / "provenance.json")["cost"]["energy"]
+    assert said["kwh"] > 0 and said["by"].startswith("codecarbon")
+    rapl = any(Path("/sys/class/powercap").glob("intel-rapl*/energy_uj")) if Path("/sys/class/powercap").exists() else False
+    assert said["how"] == "estimated" or rapl, "without counters nothing is measured"
+
+
 def test_what_a_cell_took_is_no_part_of_what_duplicates_must_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes that both believe they hold the lock: the second finds a cell whose cost differs, and that is fine."""
 
@@ -762,7 +784,7 @@ def test_a_job_that_times_out_goes_back_to_the_queue_and_goes_on(
                 while lab.store.running(key) is None and not lab.store.has(key):
                     time.sleep(0.02)
                 job = jobs.jobs[key][1]
-                job._interrupt(timeout=True)
+                job._interrupt()
                 interrupted.append(job)
 
             if of == key:

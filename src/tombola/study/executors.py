@@ -9,6 +9,7 @@ Nothing here imports torch: a worker process sets its threads before it does.
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 POLL = 0.5  # seconds that `ended` may wait for somebody to end
+LOOK = 10.0  # seconds between two looks into Slurm's queue
 GRACE = 10.0  # seconds that a worker has to put its things away when it is told to stop
 
 
@@ -318,6 +320,7 @@ class Submitted:
                 ]
             ) from error
         self.jobs: dict[str, tuple[Order, Any]] = {}
+        self.cluster, self.looked, self.absent = cluster, time.monotonic(), set[str]()
 
     def room(self) -> int:
         return sys.maxsize  # the queue is the scheduler's
@@ -329,16 +332,35 @@ class Submitted:
         self.jobs |= {order.key: (order, job) for order, job in zip(orders, jobs, strict=True)}
 
     def ended(self, watch: Watch) -> list[Ended]:
-        found = []
+        found, gone = [], self._gone()
         for key, (order, job) in list(self.jobs.items()):
-            if not job.done():
-                continue
-            del self.jobs[key]
-            trouble = job.exception()
-            found.append(job.result() if trouble is None else lost(order, f"job {job.job_id} did not finish: {_last(trouble)}"))
+            if job.paths.result_pickle.exists() or (self.cluster == "local" and job.done()):
+                del self.jobs[key]
+                trouble = job.exception()
+                said = "" if trouble is None else f"job {job.job_id} did not finish: {_last(trouble)}"
+                found.append(lost(order, said) if trouble else job.result())
+            elif job.job_id in gone:
+                del self.jobs[key]
+                found.append(lost(order, f"job {job.job_id} left the queue without a result; its log is {job.paths.stderr}"))
         if not found:
             time.sleep(POLL)
         return found
+
+    def _gone(self) -> set[str]:
+        """Jobs of Slurm that are in its queue no more, seen twice: what dies there tells nobody.
+
+        Asked of squeue, and not of sacct as submitit does: that needs an accounting data base, which a small Slurm has not.
+        """
+        if self.cluster == "local" or time.monotonic() - self.looked < LOOK or not self.jobs:
+            return set()
+        self.looked = time.monotonic()
+        asked = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if said.returncode != 0:  # the controller is busy or away for a while
+            return set()
+        absent = {job.job_id for _, job in self.jobs.values()} - set(said.stdout.split())
+        gone, self.absent = absent & self.absent, absent
+        return gone
 
     def close(self) -> None:
         for _, job in self.jobs.values():
