@@ -114,6 +114,9 @@ class Local:
         return self.workers - sum(1 for worker in self.pool if worker.order is not None)
 
     def start(self, orders: Sequence[Order]) -> None:
+        for worker in [one for one in self.pool if one.order is None and not one.process.is_alive()]:
+            worker.pipe.close()  # somebody killed it while it had nothing to do: no cell is lost
+            self.pool.remove(worker)
         for order in orders:
             worker = next((one for one in self.pool if one.order is None), None) or self._hire()
             worker.order = order
@@ -300,7 +303,8 @@ class Submitted:
         submitit = _extra("submitit", "slurm")
         given = dict(options.parameters)
         requeues = int(given.pop("requeues", 3))
-        known = {"cpus_per_task": options.threads} | ({"gpus_per_node": 1} if options.device == "cuda" else {})
+        known: dict[str, Any] = {"cpus_per_task": options.threads} | ({"gpus_per_node": 1} if options.device == "cuda" else {})
+        known["slurm_signal_delay_s"] = 60  # before the end of a job it is told to go back to the queue
         if options.workers:
             known["slurm_array_parallelism"] = options.workers
         try:

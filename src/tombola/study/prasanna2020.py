@@ -1,8 +1,8 @@
 """Prasanna et al. 2020, "When BERT Plays the Lottery, All Tickets Are Winning": the study as tombola runs it.
 
 The experiments are rows of `tombola.study.experiments.EXPERIMENTS` (E1 to E5 here). Sizes are the paper's: BERT-base, the
-nine tasks of GLUE, five seeds, three epochs. Deviation: five draws of each control instead of one a seed, so that the
-spread over draws can be told from that over seeds, is left to `--set controls.draws=5`.
+nine tasks of GLUE, five seeds, three epochs, one draw of each control a seed. More draws (`--set controls.draws=5`) tell the
+spread over draws from that over seeds.
 """
 
 from collections.abc import Mapping
