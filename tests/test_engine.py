@@ -654,6 +654,29 @@ def test_worker_processes_give_the_same_bits(serial: tuple[Path, Study], data_fo
     assert list((tmp_path / "s" / "tmp").iterdir()) == [] and list((tmp_path / "s" / "locks").iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "module", "extra"), [("submitit", "submitit", "slurm"), ("ray", "ray", "ray")])
+def test_an_extra_that_is_missing_is_said(name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TombolaError, match=f"needs {module}") as caught:
+        executor_of(name, Options())
+    assert f"tombola[{extra}]" in str(caught.value)
+
+
+def test_energy_without_codecarbon_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tombola.study.cost import require_energy
+
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with pytest.raises(TombolaError, match="energy cannot be read here"):
+        require_energy()
+
+
+def test_parameters_that_submitit_does_not_know_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(SettingsError, match="cannot be set up") as caught:
+        executor_of("submitit", Options(folder=tmp_path, parameters={"memory": 8}))
+    assert "memory" in str(caught.value)
+
+
 @pytest.mark.slow
 def test_jobs_of_submitit_give_the_same_bits(serial: tuple[Path, Study], data_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
@@ -689,6 +712,7 @@ def dies(order: Order, lab: Lab | None = None) -> Ended:
         STEPS["control"] = dataclasses.replace(STEPS["control"], run=original)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_cell_and_no_other(
     serial: tuple[Path, Study], data_folder: Path, tmp_path: Path
 ) -> None:
