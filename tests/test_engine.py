@@ -724,6 +724,7 @@ def test_a_worker_that_is_killed_fails_its_cell_and_no_other(
     assert plan.cells[key].step == "control" and "SIGKILL" in reason
     assert len(tally.computed) == 4 and len(tally.blocked) == 2, "all but the control, its score and its retraining"
     assert states(lab.store, [key]) == {key: "failed"} and "SIGKILL" in failures(lab.store, [key])[key].error
+    assert failures(lab.store, [key])[key].title == "control · bad 0 · sst2 · seed 0"
     again = run_cells(lab, list(plan.cells.values()), Serial(lab=lab))
     assert not again.failed and set(again.computed) == {key, *tally.blocked}
     assert results(tmp_path / "s") == results(store)

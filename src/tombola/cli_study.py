@@ -64,7 +64,8 @@ def study_plan(
     lab, plan = _planned(study, store, data)
     missing = lab.missing(plan.cells.values())
     write_plans(lab, plan.cells.values())
-    expected = None if no_estimate or not missing else estimate(lab, missing)
+    elsewhere = (lab.machine or _machine())["device"] != _machine()["device"]  # nothing can be timed for it here
+    expected = None if no_estimate or elsewhere or not missing else estimate(lab, missing)
     at_once = workers or _workers(lab)
     if as_json:
         said = None if expected is None else {"seconds_of_one_worker": round(expected.seconds, 1)} | {
@@ -85,6 +86,8 @@ def study_plan(
     )
     print("* cells that several experiments share stand in the line of each, and run once")
     print(f"asked {plan.asked} runs, {len(plan.cells)} different; {len(plan.cells) - len(missing)} done, {len(missing)} to run")
+    if elsewhere:
+        print("no estimate: these cells are for another kind of device than this computer has")
     if expected is not None:
         wall, disk = duration(expected.wall(at_once)), megabytes(expected.bytes)
         print(

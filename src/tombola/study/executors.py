@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from tombola.errors import SettingsError, TombolaError
+from tombola.errors import SettingsError, StoreError, TombolaError
 from tombola.study.cells import Lab
-from tombola.study.engine import Ended, Order, Relay, Watch, lab_of, note_failure, run_one
+from tombola.study.engine import Ended, Order, Relay, Watch, lab_of, note_failure, read_plan, run_one, title_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -195,7 +195,10 @@ def lost(order: Order, how: str) -> Ended:
     reason = f"{how}; what it had computed until its last checkpoint is kept, and the next run goes on from there"
     lab = lab_of(order.store, order.data, order.budget)
     if not lab.store.has(order.key):
-        note_failure(lab.store, order.key, order.key, reason)
+        title = order.key
+        with suppress(StoreError):
+            title = title_of(read_plan(lab, order.key))
+        note_failure(lab.store, order.key, title, reason)
         return Ended(order.key, reason)
     return Ended(order.key)  # it died after it had published
 

@@ -267,6 +267,7 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
     encoded = encoded_rows(lab, dense, "calibration", rows)
     model = load_weights(base_folder(lab, dense.settings["model"]), data.task.labels, head_seed=0)
+    model.to(dense.settings["machine"]["device"])
     predict(model, encoded)  # the first pass pays for set-up
     started = time.perf_counter()
     predict(model, encoded)
