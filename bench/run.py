@@ -8,6 +8,7 @@
     search      a whole s-prune search                                 weight     what a mask weighs on disk
     m-search    a whole m-prune search                                 import     the start of a process
     ticket      memory that a ticket of a real decoder adds
+    study       what a study takes beside what its cells compute
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
 says below what. Asserted are counts and equal results, never seconds: a target that is missed is said, and no error.
@@ -67,6 +68,7 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "selection": {"cola": {"training step": AtLeast(10)}},  # so that selecting takes at most 10 % of it
     "weight": {"": {"bits/value": AtMost(1.02)}},
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
+    "study": {"": {"CPU a cell": AtMost(0.05), "load 1,000": AtMost(5), "plan 9 × 5": AtMost(2)}},
 }
 GENERATED = "acceptability"
 DEFAULT_ROWS = 256
@@ -125,6 +127,7 @@ def run(options: Options) -> dict[str, Any]:
     import torch
 
     from decoder import ticket_memory
+    from engine import study
     from measure import Figure, Setup, Timed, prepare
     from start_up import start_up
     from structured import importance, search
@@ -141,6 +144,7 @@ def run(options: Options) -> dict[str, Any]:
         "selection": selection,
         "weight": weight,
         "ticket": ticket_memory,
+        "study": study,
     }
     setup = prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
     print("\n".join(_preamble(setup)), "", COLUMNS.format(*HEADER), sep="\n")

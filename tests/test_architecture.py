@@ -87,8 +87,9 @@ def test_help_loads_neither_torch_nor_transformers() -> None:
 import sys
 from tombola.cli import app
 sys.stdout = sys.stderr
-try: app(["find", "--help"])
-except SystemExit: pass
+for verb in (["find"], ["study", "run"]):
+    try: app([*verb, "--help"])
+    except SystemExit: pass
 sys.stdout = sys.__stdout__"""
     assert not loaded_by(code) & {"torch", "transformers", "numpy", "scipy"}
 

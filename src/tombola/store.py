@@ -253,6 +253,16 @@ class Store:
             return self._folder(key)
         return None
 
+    def has(self, key: str) -> bool:
+        """Whether the cell is finished, by its done.json alone: for a glance at many cells. `load` looks at every file."""
+        return self._is_finished(self._folder(key).name)
+
+    def running(self, key: str) -> str | None:
+        """Who computes this cell now ("pid 12 on host"); None when nobody does, or nobody that is alive."""
+        name = self._folder(key).name
+        owner = self._locks.owner(name) if self._locks.is_held(name) else None
+        return None if owner is None else f"pid {owner.pid} on {owner.host}"
+
     def entries(self) -> Iterator[Entry]:
         """Every finished cell, by key. Cells that cannot be read are said, not returned."""
         for folder in _children(self.root / "cells"):

@@ -8,6 +8,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     tickets   controls, retrain, evaluate, compare, import
     look      doctor, inspect, report
     stored    store ls, verify, gc
+    study     study plan, run, run-one, status, report
 """
 
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 import typer
 
-from tombola.cli import find, look, stored, tickets
+from tombola.cli import find, look, stored, study, tickets
 from tombola.cli.options import grouped
 from tombola.errors import TombolaError
 
@@ -35,6 +36,16 @@ VERBS: dict[str, Callable[..., None]] = {
 # Verb with verbs of its own → (what they run, help).
 FAMILIES: dict[str, tuple[dict[str, Callable[..., None]], str]] = {
     "store": ({"ls": stored.ls, "verify": stored.verify, "gc": stored.gc}, "Look after a folder of results."),
+    "study": (
+        {
+            "plan": study.plan,
+            "run": study.run,
+            "run-one": study.run_one,
+            "status": study.status,
+            "report": study.report,
+        },
+        "Many runs at once: what to run, running it, how far it is, what came out.",
+    ),
 }
 
 app = typer.Typer(

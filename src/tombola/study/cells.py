@@ -36,12 +36,13 @@ class Cell:
     version: int
     settings: Mapping[str, Any]
     inputs: Mapping[str, "Cell | Given"] = field(default_factory=dict)
+    # The name of its folder in any store: the same description, the same key. Made once, since a study asks for it often.
+    key: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def key(self) -> str:
-        """The name of its folder in any store: the same description, the same key."""
+    def __post_init__(self) -> None:
         inputs = {role: taken.key for role, taken in self.inputs.items()}
-        return fingerprint({"step": self.step, "version": self.version, "settings": self.settings, "inputs": inputs})
+        said = {"step": self.step, "version": self.version, "settings": self.settings, "inputs": inputs}
+        object.__setattr__(self, "key", fingerprint(said))
 
     def describe(self) -> dict[str, Any]:
         """The whole description as JSON, inputs included: what `cell.json` holds, and `from_description` reads."""
@@ -93,6 +94,8 @@ class Lab:
     def __init__(self, store: Store, data_dir: Path | None = None, reporter: Reporter | None = None) -> None:
         self.store, self.data_dir, self.reporter = store, data_dir, reporter or Reporter()
         self.checkpoint_seconds = 60.0  # how often a training run writes what a killed one goes on from
+        self.machine: Mapping[str, Any] | None = None  # device and threads that cells are planned for; None: those here
+        self.energy = False  # whether codecarbon measures what a cell takes
         self.cache: dict[Any, Any] = {}  # rows and models that several steps of one run read
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -128,7 +131,7 @@ class Lab:
                     title = STEPS[cell.step].title(cell)
                     self.reporter.cell(title, cost)
                     try:
-                        self._compute(cell)
+                        self.compute(cell)
                     except Exception:
                         self.reporter.say(f"stopped at: {title}")
                         raise
@@ -145,16 +148,27 @@ class Lab:
             raise StoreError(f"the {cell.step} cell {cell.key} is not in the store", next="run the command that made it again")
         return folder
 
-    def _compute(self, cell: Cell) -> None:
+    def compute(self, cell: Cell) -> bool:
+        """Computes and publishes one cell whose inputs are there; False when somebody else had done so by the time it could."""
+        from tombola.study import ranks
+        from tombola.study.cost import metered
         from tombola.study.steps import STEPS
 
         def work(out: Path) -> None:
             started = time.time()
-            STEPS[cell.step].run(cell, self, out, self.reporter.share)
-            facts = provenance() | {"started": round(started, 3), "seconds": round(time.time() - started, 3)}
+            with metered(cell, self, out) as cost:
+                STEPS[cell.step].run(cell, self, out, self.reporter.share)
+            facts = provenance() | {"started": round(started, 3), "seconds": cost["seconds"], "cost": cost}
             write_json(out / PROVENANCE, facts)
 
-        self.store.compute(cell.key, cell.describe(), work)
+        def compute(work: Callable[[Path], None]) -> bool:
+            return self.store.compute(cell.key, cell.describe(), work)[1]
+
+        if ranks.size() == 1:
+            return compute(work)
+        ran = ranks.together(compute, work)
+        ranks.wait_for_all()
+        return ran
 
 
 def cell_of(entry: Entry) -> Cell:

@@ -4,18 +4,22 @@ Everything is read once a run and kept in the lab's cache; what a cell was plann
 """
 
 import random
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tombola._version import __version__
 from tombola.anatomy import Layout, read_anatomy
 from tombola.errors import DataError, TombolaError
 from tombola.objective import Objective, load_weights
 from tombola.scope import scope_parameters
 from tombola.store import fingerprint
-from tombola.study.cells import Cell, Lab
+from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.tasks import (
+    Grammar,
     Loaded,
     Role,
     Rows,
@@ -31,6 +35,9 @@ from tombola.tasks import (
 )
 from tombola.tasks.encode import Encoded, encode
 from tombola.ticket import fingerprint_files, resolve_model
+
+# The data settings that say which rows there are; the others say how they are encoded.
+ROWS_DEPEND_ON = ("train_rows", "selection_rows", "report_rows", "selection_split", "split_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +118,7 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
     Raises: DataError as `load_rows` does, when a split to choose masks on is asked for that the task has not, and as
     `task_of` does.
     """
-    known = (
-        "data",
-        spec,
-        settings["train_rows"],
-        settings["selection_rows"],
-        settings["selection_split"],
-        settings["split_seed"],
-        settings.get("report_rows"),
-    )
+    known = ("data", spec, *(settings.get(name) for name in ROWS_DEPEND_ON))
     if known not in lab.cache:
         task = task_of(lab, spec, settings.get("source"))
         rows: dict[Role, Rows] = {role: load_rows(task, role, data_dir=lab.data_dir) for role in task.splits}
@@ -160,11 +159,54 @@ def _drawn(rows: Rows, cap: int, seed: int) -> Rows:
     return rows.take(sorted(random.Random(seed).sample(range(len(rows)), min(cap, len(rows)))))
 
 
+def rows_said(lab: Lab, spec: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell says of its rows: {"rows": role → fingerprint, "counts": role → number}.
+
+    Hashed once for a store, as long as the data files keep their size and time: planning a study again need not read them.
+    What is computed reads the rows themselves, see `same_data`.
+    """
+    chosen = {name: settings.get(name) for name in ROWS_DEPEND_ON}
+    origin = _origin(lab, spec, settings.get("source"))
+    known = ("rows said", spec, fingerprint(chosen))
+    if known not in lab.cache:
+        file = lab.store.root / "plans" / "rows" / f"{fingerprint([__version__, spec, chosen, origin])}.json"
+        if origin is not None and file.is_file():
+            lab.cache[known] = read_json(file)
+        else:
+            data = task_data(lab, spec, settings)
+            counts = {"train": len(data.train)} | {role: len(rows) for role, (_, rows) in data.evaluated().items()}
+            lab.cache[known] = {"rows": data.fingerprints(), "counts": counts}
+            if origin is not None:
+                with suppress(OSError):  # a store that cannot be written can still be planned on
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    draft = file.with_suffix(f".{secrets.token_hex(4)}")
+                    write_json(draft, lab.cache[known])
+                    draft.rename(file)
+    said: dict[str, Any] = lab.cache[known]
+    return said
+
+
+def _origin(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> list[Any] | None:
+    """What the rows of a task are written by or lie in, as JSON that changes when they do; None where only the rows tell."""
+    task = task_of(lab, spec, source)
+    if isinstance(task.source, Loaded):
+        return None
+    if isinstance(task.source, Grammar):
+        return ["grammar", task.source.version]
+    if lab.data_dir is None:
+        return [task.source.repo, task.source.config, task.source.revision]
+    files = sorted((lab.data_dir / task.name).glob("*"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def same_data(cell: Cell, lab: Lab) -> TaskData:
     """The rows a cell was planned for. Raises: DataError when the data of today are others."""
     settings = cell.settings["data"]
     data = task_data(lab, settings["task"], settings)
-    found = data.fingerprints()
+    known = ("hashed", settings["task"], *(settings.get(name) for name in ROWS_DEPEND_ON))
+    if known not in lab.cache:
+        lab.cache[known] = data.fingerprints()
+    found: dict[str, str] = lab.cache[known]
     if found != settings["rows"]:
         differing = [role for role in found if found[role] != settings["rows"].get(role)]
         raise DataError(
@@ -253,7 +295,7 @@ def check_parts(lab: Lab, model: Mapping[str, Any], objective: Objective, scope:
     forward passes of a short batch. Raises: AnatomyError for a model that cannot be read, or not by its layout; MaskError for a
     scope that is unknown or matches nothing; TombolaError for a model without a tokenizer.
     """
-    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), objective, scope)
+    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), objective.kind, scope)
     if known in lab.cache:
         return
     base_tokenizer(lab, model)

@@ -14,8 +14,9 @@ from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.store import CELL
+from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.data import base_folder, check_parts, encoded_rows, named, source_of, task_data, task_of
+from tombola.study.data import base_folder, check_parts, encoded_rows, named, rows_said, source_of, task_data, task_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
@@ -52,10 +53,14 @@ class Tested:
 
 
 def machine() -> dict[str, Any]:
-    """Device kind and thread count: results are bit-identical only where both are the same, so they are part of a cell."""
+    """Device kind and thread count: results are bit-identical only where both are the same, so they are part of a cell.
+
+    With several ranks (torchrun) their number too.
+    """
     import torch
 
-    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+    here = {"device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads()}
+    return here | ({"ranks": ranks.size()} if ranks.size() > 1 else {})
 
 
 def plan_find(
@@ -81,7 +86,7 @@ def plan_find(
         search = _cell("search", searching, model=dense)
         found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
-        objective = task_data(lab, common["data"]["task"], asdict(settings.data)).task.objective
+        objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
     return found
 
@@ -294,6 +299,7 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
     encoded = encoded_rows(lab, dense, "calibration", rows)
     model = load_weights(base_folder(lab, dense.settings["model"]), data.task.objective, head_seed=0)
+    model.to(dense.settings["machine"]["device"])
     predict(model, encoded)  # the first pass pays for set-up
     started = time.perf_counter()
     predict(model, encoded)
@@ -434,21 +440,19 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
 
 def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
-    source, spec = resolve_model(model), named(lab, task)
-    said = asdict(settings.data)
-    if said["report_rows"] is None:  # what is not asked for is not said: cells made before there was such a cap keep their keys
-        del said["report_rows"]
-    data = task_data(lab, spec, said)
-    rows = {
-        "rows": data.fingerprints(),
-        "counts": {"train": len(data.train)} | {r: len(s) for r, (_, s) in data.evaluated().items()},
-    }
+    spec = named(lab, task)
+    if ("model", model) not in lab.cache:  # hashed once a run, though every experiment of a study asks
+        source = resolve_model(model)
+        identity = {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
+        lab.cache["model", model] = identity | {"files": fingerprint_files(source.folder)}
+    data = asdict(settings.data)
+    if data["report_rows"] is None:  # what is not asked for is not said: cells made before there was such a cap keep their keys
+        del data["report_rows"]
+    by_hand = {} if layout is None else {"layout": [one.plain() for one in layout]}  # for the same reason only when given
     return {
-        "model": {"name": source.name, "revision": source.revision, "fingerprint": source.fingerprint}
-        | {"files": fingerprint_files(source.folder)}
-        | ({} if layout is None else {"layout": [one.plain() for one in layout]}),  # only when given: keys are what they were
-        "data": {"task": spec} | said | rows | source_of(lab, spec),
-        "machine": machine(),
+        "model": lab.cache["model", model] | by_hand,
+        "data": {"task": spec} | data | rows_said(lab, spec, data) | source_of(lab, spec),
+        "machine": dict(lab.machine or machine()),
     }
 
 

@@ -4,7 +4,7 @@ A number never travels alone: every `ScoreRow` carries its split, the number of 
 the majority line of that split. `collect` reads them from a store.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,16 +106,17 @@ class Results:
     warnings: tuple[str, ...] = ()  # said by the cells themselves; the page adds those it can see from the rows
 
 
-def collect(store: "Store") -> Results:
-    """Everything the finished cells of a store say, as rows; sorted, so that the same store gives the same page."""
+def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
+    """Everything the finished cells of a store say, or those of them in `keys`; sorted: the same store gives the same page."""
     from tombola.study.cells import cell_of, read_json, read_rows
+    from tombola.study.cost import total_cost
 
     scores: list[ScoreRow] = []
     tickets: list[TicketRow] = []
     warnings: dict[str, None] = {}  # in order, each once
     settings: dict[str, object] = {}
     made_with: dict[str, object] = {}
-    entries = sorted(store.entries(), key=lambda entry: entry.key)
+    entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
     cells = {entry.key: cell_of(entry) for entry in entries}
     variants = _variants(cells)
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
@@ -136,10 +137,16 @@ def collect(store: "Store") -> Results:
         if cell.step in ("fine_tune", "search"):
             _note(settings, cell.settings)
         if (folder / "provenance.json").is_file():
-            _note(made_with, {name: value for name, value in read_json(folder / "provenance.json").items() if name != "started"})
+            _note(
+                made_with,
+                {name: value for name, value in read_json(folder / "provenance.json").items() if name not in ("started", "cost")},
+            )
     seconds = made_with.pop("seconds", None)
     total = f"{sum(seconds):.0f} s in {len(seconds)} cells" if isinstance(seconds, list) else None
     provenance = {"store": str(store.root.resolve()), "cells": len(entries)} | ({"computing": total} if total else {})
+    spent = total_cost(store, (entry.key for entry in entries))
+    if spent.cells:
+        provenance["cost"], provenance["energy"] = spent.lines()
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),

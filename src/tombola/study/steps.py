@@ -31,6 +31,7 @@ from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
 from tombola.store import fingerprint
+from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import CONTROL_KINDS
@@ -52,11 +53,13 @@ Progress = Callable[[float], None]
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout. Goes on where it was killed."""
     data, settings, ticket = same_data(cell, lab), cell.settings, _ticket(cell, lab)
-    checkpoints = lab.store.scratch(cell.key) / "training"
+    # Of several ranks each would need the random state of its own: what is killed there starts anew.
+    checkpoints = lab.store.scratch(cell.key) / "training" if ranks.size() == 1 else None
     try:
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
         lab.reporter.say(f"{error}\n  starting this run anew")
+        assert checkpoints is not None
         lab.store.scratch(cell.key)  # raises when they are a successor's by now
         shutil.rmtree(checkpoints)
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
@@ -64,7 +67,7 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
     _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if ticket is None else "retrained")
     train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
-    if settings["keep_weights"]:
+    if settings["keep_weights"] and ranks.rank() == 0:  # transformers writes nothing on the others
         model.save_pretrained(out / "weights")
         save_tokenizer(tokenizer_of(lab, cell), out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
@@ -75,7 +78,7 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
 
 
 def _trained(
-    cell: Cell, lab: Lab, data: TaskData, ticket: Ticket | None, checkpoints: Path, progress: Progress
+    cell: Cell, lab: Lab, data: TaskData, ticket: Ticket | None, checkpoints: Path | None, progress: Progress
 ) -> "tuple[PreTrainedModel, TrainLog, list[str]]":
     """The base after training, what was done, and what a user would not expect."""
     settings, seeds = cell.settings, _run_seeds(cell.settings)
