@@ -53,9 +53,9 @@ def known_map(label: int, size: int, rng: Rng) -> Float[Tensor, "query key"]:
     return torch.from_numpy(rows).float()
 
 
-def some_size(rng: Rng) -> int:
+def some_size(rng: Rng, largest: int = LARGEST) -> int:
     """Tokens of a map: small and large ones equally often, by their logarithm."""
-    return round(float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))))
+    return round(float(np.exp(rng.uniform(np.log(SMALLEST), np.log(largest)))))
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts

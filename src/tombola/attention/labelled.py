@@ -57,7 +57,7 @@ class Agreement:
 
 
 def sentences() -> Rows:
-    """The sentences and pairs of sentences, written for this purpose; single ones have an empty second text, labels mean nothing."""
+    """The sentences and pairs of sentences, written for this purpose; of single ones the second is empty; labels say nothing."""
     lines = [line.split("\t") for line in (DATA / "sentences.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     ids, firsts, seconds = zip(*lines, strict=True)
     return Rows(tuple(ids), tuple(zip(firsts, seconds, strict=True)), (0,) * len(lines))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tombola.attention.known import CLASSES, LARGEST, known_map, some_size
+from tombola.attention.known import CLASSES, LARGEST, SMALLEST, known_map, some_size
 from tombola.errors import DataError, SettingsError, TombolaError
 
 # (maps padded in training, maps padded at prediction); padding is centred, to the largest map of the training
@@ -36,7 +36,8 @@ class PatternSettings:
     """How a classifier is trained. Published: Adam 1e-3, batch 64, 200 epochs of 320 to 480 labelled maps, nothing generated."""
 
     generated_steps: int = 600  # batches of maps of known class, drawn anew each time
-    real_epochs: int = 40  # passes over the labelled maps, after that; beside each batch a generated one
+    generated_largest: int = LARGEST  # tokens
+    real_epochs: int = 15  # passes over the labelled maps, after that; beside each batch a generated one
     batch: int = 64
     learning_rate: float = 1e-3
     map_preprocess: str = "same"
@@ -48,9 +49,10 @@ class PatternSettings:
         if self.map_preprocess not in MAP_PREPROCESS:
             wrong.append(DataError("unknown map_preprocess", got=self.map_preprocess, expected=", ".join(MAP_PREPROCESS)))
         numbers = (self.generated_steps >= 0, self.real_epochs >= 0, self.batch >= 1, self.learning_rate > 0)
-        if not all(numbers):
-            got = f"{self.generated_steps} steps, {self.real_epochs} epochs, batch {self.batch}, rate {self.learning_rate}"
-            expected = "steps and epochs of 0 or more, batch of 1 or more, a rate above 0"
+        if not all(numbers) or self.generated_largest < SMALLEST:
+            got = f"{self.generated_steps} steps of maps up to {self.generated_largest} tokens, {self.real_epochs} epochs, "
+            got += f"batch {self.batch}, rate {self.learning_rate}"
+            expected = f"steps and epochs of 0 or more, {SMALLEST} tokens or more, batch of 1 or more, a rate above 0"
             wrong.append(DataError("a number of the pattern settings is out of range", got=got, expected=expected))
         if wrong:
             raise SettingsError(wrong)
@@ -152,7 +154,7 @@ def train(
         got, expected = f"{len(maps)} maps, labels {sorted(set(labels))}", f"a label of 0…{len(CLASSES) - 1} for each map"
         raise DataError("labels and maps do not fit", got=got, expected=expected)
     padded, padded_later = MAP_PREPROCESS[settings.map_preprocess]
-    side = max([LARGEST, *(max(one.shape) for one in maps)]) if padded else None
+    side = max([settings.generated_largest, *(max(one.shape) for one in maps)]) if padded else None
     rng = np.random.default_rng(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -167,11 +169,11 @@ def train(
     optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
     net.train()
     for _ in range(0 if start is not None else settings.generated_steps):
-        _step(net, optimizer, [_generated(settings.batch, side, rng)])
+        _step(net, optimizer, [_generated(settings.batch, settings.generated_largest, side, rng)])
     for _ in range(settings.real_epochs if maps else 0):
         for rows in _by_shape(ready, settings.batch, rng):
             real = torch.stack([ready[i] for i in rows]), torch.tensor([labels[i] for i in rows])
-            _step(net, optimizer, [real, _generated(len(rows), side, rng)])
+            _step(net, optimizer, [real, _generated(len(rows), settings.generated_largest, side, rng)])
     net.eval()
     return PatternClassifier(net, side, side if padded_later else None)
 
@@ -196,9 +198,9 @@ def _step(net: PatternNet, optimizer: torch.optim.Optimizer, batches: Sequence[t
     optimizer.step()
 
 
-def _generated(n: int, side: int | None, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _generated(n: int, largest: int, side: int | None, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """n generated maps, of one size, and their classes: as many of each class, up to rounding."""
-    size = some_size(rng)
+    size = some_size(rng, largest)
     labels = (np.arange(n) + rng.integers(len(CLASSES))) % len(CLASSES)
     return torch.stack([prepared(known_map(int(c), size, rng), side) for c in labels]), torch.from_numpy(labels)
 
