@@ -6,7 +6,8 @@
     importance  a pass that scores dev rows and all heads and MLPs     held       what holding single values adds to a step
     step        a step of fine-tuning                                  selection  which 70 % of all values go, exactly
     search      a whole s-prune search                                 weight     what a mask weighs on disk
-    m-search    a whole m-prune search                                 import     the start of a process
+    m-search    a whole m-prune search                                 attention  norm-weighted maps of rows of 128 tokens
+    import      the start of a process
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
 says below what. Asserted are counts and equal results, never seconds: a target that is missed is said, and no error.
@@ -65,6 +66,7 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "m-search": {"cola": {"published": AtLeast(5)}},
     "selection": {"cola": {"training step": AtLeast(10)}},  # so that selecting takes at most 10 % of it
     "weight": {"": {"bits/value": AtMost(1.02)}},
+    "attention": {"": {"explicit": AtLeast(5), "memory": AtMost(0.05)}},
 }
 GENERATED = "acceptability"
 DEFAULT_ROWS = 256
@@ -122,6 +124,7 @@ def run(options: Options) -> dict[str, Any]:
     """Runs the benchmarks, in the order of `TARGETS`, and prints their lines as they come. Returns every raw number."""
     import torch
 
+    from attention import attention
     from measure import Figure, Setup, Timed, prepare
     from start_up import start_up
     from structured import importance, search
@@ -137,6 +140,7 @@ def run(options: Options) -> dict[str, Any]:
         "m-search": m_search,
         "selection": selection,
         "weight": weight,
+        "attention": attention,
     }
     setup = prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
     print("\n".join(_preamble(setup)), "", COLUMNS.format(*HEADER), sep="\n")

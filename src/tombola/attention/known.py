@@ -24,7 +24,7 @@ Rng = np.random.Generator
 Grid = NDArray[np.float64]
 
 
-def known_maps(n: int, seed: int, size: int | None = None) -> tuple[list[Float[Tensor, "query key"]], list[int]]:
+def known_maps(n: int, seed: int, size: int | None = None) -> tuple[list[Tensor], list[int]]:
     """n maps and their classes, in turn one of each; of `size` tokens, or of sizes drawn between SMALLEST and LARGEST.
 
     The same seed gives the same maps, the first k of n being those of n = k.

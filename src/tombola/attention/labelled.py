@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tombola.anatomy import read_anatomy
@@ -42,7 +42,7 @@ class Labelled:
     """Maps with a class each, as a position in CLASSES."""
 
     names: tuple[str, ...]
-    maps: tuple[Float[Tensor, "query key"], ...]
+    maps: tuple[Tensor, ...]  # [query, key] each; sizes differ
     labels: tuple[int, ...]
 
 

@@ -126,6 +126,7 @@ def _stream(
         ids = inputs["input_ids"].cpu()
         for at, row in enumerate(rows):
             yield _row(encoded, row, ids[at], maps, at, sizes[row])
+        del maps  # or two batches would be held while the next is computed
 
 
 def batch_maps(
@@ -184,10 +185,9 @@ def batch_maps(
     return tuple(maps)
 
 
-def norm_factors(
-    model: nn.Module, anatomy: Anatomy, norm_map_weight: str = "out_projection"
-) -> tuple[Float[Tensor, "head row d_head"], ...]:
-    """For each attention block R with ‖R_h v‖ = ‖v W_h‖, W_h [d_head, out] being the head's slice of the output projection.
+def norm_factors(model: nn.Module, anatomy: Anatomy, norm_map_weight: str = "out_projection") -> tuple[Tensor, ...]:
+    """For each attention block R [head, row, d_head] with ‖R_h v‖ = ‖v W_h‖; W_h [d_head, out] is the head's slice of the output
+    projection.
 
     R is the triangle of a QR decomposition of W_hᵀ, at most [d_head, d_head]: the norm needs no [head, key, out] tensor. R is a
     square root of the Gram matrix W_h W_hᵀ, but small norms do not drown in the rounding of squares.
@@ -285,7 +285,9 @@ def _row(encoded: Encoded, row: int, ids: Tensor, maps: Sequence[AttentionMap], 
     """One row of a batch, cut to its first `size` tokens: rows are padded at the end."""
 
     def cut(x: Tensor) -> Tensor:
-        return x.cpu().clone()  # a view would keep the whole batch
+        x = x.cpu()
+        whole = x.untyped_storage().nbytes() == x.numel() * x.element_size()
+        return x if whole else x.clone()  # a view would keep the whole batch
 
     own = (
         AttentionMap(one.block, one.run, one.kind, cut(one.raw[at, :, :size, :size]), cut(one.norms[at, :, :size]))

@@ -82,8 +82,8 @@ class PatternClassifier:
     trained_padded_to: int | None = None
     pad_to: int | None = None  # at prediction; None: maps as they are
 
-    def probabilities(self, maps: Sequence[Float[Tensor, "query key"]]) -> Float[Tensor, "map class"]:
-        """Of each class for each map, rows summing to 1; columns in the order of CLASSES. Sizes may differ.
+    def probabilities(self, maps: Sequence[Tensor]) -> Float[Tensor, "map class"]:
+        """Of each class for each map [query, key], rows summing to 1; columns in the order of CLASSES. Sizes may differ.
 
         Raises: DataError for maps that are no maps, see `prepared`.
         """
@@ -95,7 +95,7 @@ class PatternClassifier:
                 found[rows] = self.net(torch.stack([ready[i] for i in rows])).softmax(-1)
         return found
 
-    def classify(self, maps: Sequence[Float[Tensor, "query key"]]) -> list[int]:
+    def classify(self, maps: Sequence[Tensor]) -> list[int]:
         """The likeliest class of each map, as a position in CLASSES."""
         return [int(c) for c in self.probabilities(maps).argmax(-1)]
 
@@ -138,7 +138,7 @@ def shares(classes: Sequence[int]) -> dict[str, float]:
 
 
 def train(
-    maps: Sequence[Float[Tensor, "query key"]],
+    maps: Sequence[Tensor],
     labels: Sequence[int],
     settings: PatternSettings | None = None,
     start: PatternClassifier | None = None,
@@ -233,7 +233,7 @@ class FoldScores:
 
 
 def k_fold(
-    maps: Sequence[Float[Tensor, "query key"]],
+    maps: Sequence[Tensor],
     labels: Sequence[int],
     settings: PatternSettings | None = None,
     *,

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +19,8 @@ DIGITS = {
 FRAME, LABEL, DOT, INK = 6, 18, 3, (0.75, 0.1, 0.1)  # pixels; numbers are dark red, since maps are grey
 
 
-def contact_sheet(maps: Sequence[Float[Tensor, "query key"]], columns: int = 5, side: int = 180) -> bytes:
-    """A PNG of these maps in reading order, numbered from 1; each `side` pixels square at most, its largest entry black."""
+def contact_sheet(maps: Sequence[Tensor], columns: int = 5, side: int = 180) -> bytes:
+    """A PNG of these maps [query, key] in reading order, numbered from 1; at most `side` pixels wide, the largest entry black."""
     rows = -(-len(maps) // columns)
     cell = side + FRAME
     picture = np.ones((rows * (cell + LABEL) + FRAME, columns * cell + FRAME, 3))
