@@ -409,3 +409,17 @@ def test_pickled_and_misshapen_maps_are_refused(published: Path) -> None:
     np.save(published / "0001.npy", np.ones(4))
     with pytest.raises(DataError, match="no map"):
         read_published(published, published / "labels.txt")
+
+
+def test_a_class_rarer_than_the_folds_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tombola.attention.patterns as room
+
+    maps, labels = known_maps(11, seed=6, size=8)  # three of the first class, two of each other
+
+    class Right:
+        def classify(self, unseen: Any) -> list[int]:
+            return [labels[next(i for i, one in enumerate(maps) if one is each)] for each in unseen]
+
+    monkeypatch.setattr(room, "train", lambda *_: Right())
+    for groups in (None, list(range(11))):
+        assert k_fold(maps, labels, folds=3, groups=groups).weighted_f1 == 1

@@ -8,6 +8,7 @@ Order of reading: `PatternClassifier`, `shipped`, `train`, `k_fold`.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -254,14 +255,16 @@ def k_fold(
         raise DataError("too few maps for so many folds", got=f"{len(maps)} maps, {folds} folds", expected="2 folds or more")
     seeded = {"n_splits": folds, "shuffle": True, "random_state": settings.seed}
     if groups is not None:
-        splits = StratifiedGroupKFold(**seeded).split(maps, labels, groups)
+        with warnings.catch_warnings():  # of a class rarer than the folds: it is in as many as it can be
+            warnings.filterwarnings("ignore", message="The least populated class")
+            splits = list(StratifiedGroupKFold(**seeded).split(maps, labels, groups))
     elif min(np.unique(labels, return_counts=True)[1]) >= folds:
-        splits = StratifiedKFold(**seeded).split(maps, labels)
+        splits = list(StratifiedKFold(**seeded).split(maps, labels))
     else:  # a class rarer than the folds cannot be in each: dealt out class by class instead, so that each still has its share
         order = np.argsort(labels, kind="stable")
         dealt = np.empty(len(maps), dtype=int)
         dealt[order] = np.arange(len(maps)) % folds
-        splits = ((np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(folds))
+        splits = [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(folds)]
     predicted = [-1] * len(maps)
     for seen, unseen in splits:
         classifier = train([maps[i] for i in seen], [labels[i] for i in seen], settings, start)
