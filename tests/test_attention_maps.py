@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conftest import tiny_family
 from test_families import ALL, HEADS, SPLITS, attentions_of, exact, rows_for, weight_of
 from tombola.anatomy import read_anatomy
-from tombola.attention.maps import AttentionMap, attention_maps, batch_maps, eager, norm_factors
+from tombola.attention.maps import AttentionMap, _by_entries, attention_maps, batch_maps, eager, norm_factors
 from tombola.errors import AnatomyError, SettingsError
 from tombola.gates import Gates
 from tombola.tasks.base import Rows
@@ -264,3 +266,12 @@ def test_weighted_maps_scale_columns() -> None:
     raw = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]])
     one = AttentionMap(0, 0, "self", raw, torch.tensor([[2.0, 4.0]]))
     assert one.weighted.tolist() == [[[0.5, 3.0], [1.0, 2.0]]]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 50_000))
+def test_batches_hold_no_more_than_they_may(sizes: list[int], n_maps: int, most: int) -> None:
+    batches = list(_by_entries(sizes, n_maps, most))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
+    for batch in batches:
+        longest = max(sizes[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * n_maps * longest**2 <= most
