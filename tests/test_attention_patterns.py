@@ -305,9 +305,9 @@ def test_the_sample_is_fixed_and_the_passes_cover_it() -> None:
     assert len(set(orders)) == 4 and all(sorted(order) == list(range(SAMPLE)) for order in orders)
 
 
-@pytest.mark.parametrize(("kind", "share"), [("raw", 0.99), ("weighted", 1.0)])
-def test_agreement_of_the_passes_is_what_the_guide_says(kind: str, share: float) -> None:
-    """Recall more than agreement: docs/attention-patterns.md says why the second pass proves nothing."""
+@pytest.mark.parametrize(("kind", "share", "kappa"), [("raw", 0.845, 0.68), ("weighted", 0.845, 0.78)])
+def test_agreement_of_the_passes_is_what_the_guide_and_the_card_say(kind: str, share: float, kappa: float) -> None:
+    """The numbers of docs/attention-patterns.md. They change only with a new pass: labels are not adjusted afterwards."""
     from sklearn.metrics import cohen_kappa_score
 
     first, second = read_pass(kind, 1), read_pass(kind, 2)
@@ -315,7 +315,11 @@ def test_agreement_of_the_passes_is_what_the_guide_says(kind: str, share: float)
     found = agreement(a, b)
     assert found.n == 200 and found.share == pytest.approx(share)
     assert found.kappa == pytest.approx(cohen_kappa_score(a, b))
+    assert found.kappa == pytest.approx(kappa, abs=0.005)
     assert int(found.confusion.sum()) == 200 and float(found.confusion.diagonal().sum()) / 200 == found.share
+    said = card()["nets"][kind]
+    assert said["agreement_of_the_passes"]["confusion"] == found.confusion.tolist()
+    assert said["maps"] + said["where_the_passes_differ"]["maps"] == 200 and said["maps"] == int(found.confusion.diagonal().sum())
 
 
 def test_kappa_by_hand_and_where_there_is_none() -> None:
@@ -347,7 +351,7 @@ def test_maps_are_recomputed_from_the_demo_model(demo_folder: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_labelled_maps_are_those_both_passes_agree_on(kind: str) -> None:
     found = labelled_maps(kind)
-    assert len(found.maps) == len(found.labels) == {"raw": 198, "weighted": 200}[kind]
+    assert len(found.maps) == len(found.labels) == 169  # of either kind, by chance the same number
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures
