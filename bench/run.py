@@ -6,8 +6,8 @@
     importance  a pass that scores dev rows and all heads and MLPs     held       what holding single values adds to a step
     step        a step of fine-tuning                                  selection  which 70 % of all values go, exactly
     search      a whole s-prune search                                 weight     what a mask weighs on disk
-    m-search    a whole m-prune search                                 import     the start of a process
-    ticket      memory that a ticket of a real decoder adds
+    m-search    a whole m-prune search                                 attention  norm-weighted maps of rows of 128 tokens
+    ticket      memory that a ticket of a real decoder adds            import     the start of a process
     study       what a study takes beside what its cells compute
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
@@ -69,6 +69,7 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "weight": {"": {"bits/value": AtMost(1.02)}},
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
     "study": {"": {"CPU a cell": AtMost(0.05), "load 1,000": AtMost(5), "plan 9 × 5": AtMost(2)}},
+    "attention": {"": {"explicit": AtLeast(5), "memory": AtMost(0.05)}},
 }
 GENERATED = "acceptability"
 DEFAULT_ROWS = 256
@@ -126,6 +127,7 @@ def run(options: Options) -> dict[str, Any]:
     """Runs the benchmarks, in the order of `TARGETS`, and prints their lines as they come. Returns every raw number."""
     import torch
 
+    from attention import attention
     from decoder import ticket_memory
     from engine import study
     from measure import Figure, Setup, Timed, prepare
@@ -145,6 +147,7 @@ def run(options: Options) -> dict[str, Any]:
         "weight": weight,
         "ticket": ticket_memory,
         "study": study,
+        "attention": attention,
     }
     setup = prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
     print("\n".join(_preamble(setup)), "", COLUMNS.format(*HEADER), sep="\n")

@@ -13,7 +13,7 @@ SOURCE = Path(tombola.__file__).parent
 LEVELS = (
     ("cli", "terminal", "report", "doctor"),
     ("study",),
-    ("search",),
+    ("search", "attention"),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
     ("prune", "scores", "gates"),

@@ -6,6 +6,7 @@ import time
 from itertools import combinations, product
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from tombola.stats import (
     overlap_of_counts,
     smallest_detectable_difference,
     smallest_two_sided_p,
+    survivor_correlation,
 )
 
 NAN = float("nan")
@@ -241,3 +243,56 @@ def test_mcnemar_counts_the_coin_tosses_at_least_as_uneven(b: int, c: int) -> No
 def test_mcnemar_refuses_negative_counts() -> None:
     with pytest.raises(DataError, match="must be a count"):
         mcnemar(-1, 4)
+
+
+# ---------------------------------------------------------------------------------------------------- survivor correlation
+
+
+def test_survivor_correlation_is_pearsons_r_and_pooled_its_fisher_interval() -> None:
+    from scipy.stats import pearsonr
+
+    rng = np.random.default_rng(0)
+    x = rng.random(200) < 0.6
+    y = (rng.random(200) < 0.3) | (x & (rng.random(200) < 0.3))
+    found = survivor_correlation(x.tolist(), y.tolist())
+    oracle = pearsonr(x.astype(float), y.astype(float))
+    assert found.value == pytest.approx(oracle.statistic)
+    interval = oracle.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert "independent" in found.note
+
+
+def test_pairs_of_one_head_count_less_than_independent_ones() -> None:
+    """Copies of each pair change nothing: neither r nor, drawn by head, the interval; the published interval shrinks."""
+    rng = np.random.default_rng(1)
+    x, y = (rng.random(40) < 0.5).tolist(), (rng.random(40) < 0.5).tolist()
+    heads = list(range(40))
+    once = survivor_correlation(x, y, heads)
+    often = survivor_correlation(x * 25, y * 25, heads * 25)
+    assert (often.value, often.low, often.high) == pytest.approx((once.value, once.low, once.high))
+    published = survivor_correlation(x * 25, y * 25)
+    assert published.high - published.low < 0.4 * (often.high - often.low)
+    assert "40 heads" in often.note
+
+
+def test_the_interval_drawn_by_head_is_that_of_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    heads = np.repeat(np.arange(30), 6)
+    x = np.repeat(rng.random(30) < 0.5, 6)
+    y = rng.random(180) < np.where(x, 0.6, 0.3)
+    found = survivor_correlation(x.tolist(), y.tolist(), heads.tolist())
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(heads == h) for h in rng.integers(0, 30, 30)])
+        drawn.append(np.corrcoef(x[rows], y[rows])[0, 1])
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
+    again = survivor_correlation(x.tolist(), y.tolist(), heads.tolist())
+    assert found == again
+
+
+def test_survivor_correlation_that_has_no_answer_says_so() -> None:
+    assert survivor_correlation([True, True], [True, False]).value is None
+    assert survivor_correlation([], []).note == "no pairs"
+    assert survivor_correlation([True, False, True], [True, False, False], ["a", "a", "a"]).low is None
+    with pytest.raises(DataError, match="do not fit"):
+        survivor_correlation([True], [True, False])

@@ -140,6 +140,11 @@ class Store:
         if not self._late:
             self._open(create)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its folder is made already, see `late`."""
+        return not self._late
+
     def _can_be_made(self) -> bool:
         """Whether nothing is there yet, and nothing is known that would keep the folder from being made."""
         above = next(folder for folder in self.root.parents if os.path.lexists(folder))

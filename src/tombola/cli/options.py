@@ -245,8 +245,13 @@ def refuse_filled(folder: Path | None, but: str = "") -> None:
         raise TombolaError(f"{folder} is not empty", expected="a new or empty folder", next="name another folder with --out")
 
 
-def make_lab(store: Path, data: Path | None = None, *, reads: bool = False, budget: float | None = None) -> "Lab":
-    """The lab of one verb: a store, the data, progress on stderr. A verb that only reads refuses a store that is not there."""
+def make_lab(
+    store: Path, data: Path | None = None, *, reads: bool = False, late: bool = True, budget: float | None = None
+) -> "Lab":
+    """The lab of one verb: a store, the data, progress on stderr. A verb that only reads refuses a store that is not there.
+
+    late: the store is made with the first result, so that a call that is refused leaves nothing.
+    """
     from tombola.store import Store
     from tombola.study.cells import Lab
 
@@ -261,7 +266,7 @@ def make_lab(store: Path, data: Path | None = None, *, reads: bool = False, budg
         )
     progress = Progress()
     most = None if budget is None else round(budget * 1e9)
-    return Lab(Store(store, late=True, on_message=progress.say, budget=most), data, progress)
+    return Lab(Store(store, late=late, on_message=progress.say, budget=most), data, progress)
 
 
 def quiet() -> None:

@@ -58,7 +58,9 @@ class Which:
         from tombola.study.plan import plan_study
 
         study = self.study(name)
-        lab = make_lab(_existing(self.store) if there else self.store, self.data, budget=budget)
+        lab = make_lab(
+            _existing(self.store) if there else self.store, self.data, late=False, budget=budget
+        )  # plans are written there
         return lab, plan_study(lab, study)
 
 

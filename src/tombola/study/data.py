@@ -176,7 +176,7 @@ def rows_said(lab: Lab, spec: str, settings: Mapping[str, Any]) -> dict[str, Any
             data = task_data(lab, spec, settings)
             counts = {"train": len(data.train)} | {role: len(rows) for role, (_, rows) in data.evaluated().items()}
             lab.cache[known] = {"rows": data.fingerprints(), "counts": counts}
-            if origin is not None:
+            if origin is not None and lab.store.is_there:
                 with suppress(OSError):  # a store that cannot be written can still be planned on
                     file.parent.mkdir(parents=True, exist_ok=True)
                     draft = file.with_suffix(f".{secrets.token_hex(4)}")
