@@ -145,7 +145,7 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "wnli": ("accuracy", (), ("not_entailment", "entailment")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
-        "wikitext2": ("log_likelihood", ("perplexity",), ()),
+        "wikitext2": ("log_likelihood", (), ()),
     }
 
 

@@ -1,6 +1,7 @@
 """What the command line shows: progress and messages on stderr, tables and JSON on stdout. Knows cells, computes nothing."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -128,15 +129,21 @@ def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
         table.append(
             (
                 short[task], split, metric, kind, "" if stage == "full" else stage,
-                maybe(mean.value), "" if mean.std is None else f"± {mean.std:.3f}",
+                maybe(mean.value) + _perplexity(metric, mean.value), "" if mean.std is None else f"± {mean.std:.3f}",
                 f"{len(seeds)} × {max(map(len, per_seed))}", str(group[0].n), f"{group[0].majority:.3f}",
                 f"{sum(flips) / len(flips):.3f}" if flips else "",
             )
         )  # fmt: skip
     columns = ("task", "split", "metric", "kind", "stage", "score", "std", "seeds × draws", "rows", "majority", "flips")
     values = any(row.agreement is not None and row.agreement.flips is None for row in rows)
-    of_values = "; of a regression the mean |difference| to its values" if values else ""
+    of_values = "; of a regression or of text the mean |difference| to its values" if values else ""
     print_table(f"scores (flips: share of rows answered otherwise than by the dense model{of_values})", columns, table)
+
+
+def _perplexity(metric: str, value: float | None) -> str:
+    if metric != "log_likelihood" or value is None or value < -700:
+        return ""
+    return f" (perplexity {math.exp(-value):,.1f})"
 
 
 def print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:

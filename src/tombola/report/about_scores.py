@@ -191,7 +191,7 @@ def _agreement_table(split: Split) -> Table | None:
 
 
 def _difference_table(split: Split, groups: list[tuple[Group, list[tuple[int, Agreement]]]]) -> Table:
-    """Agreement of a regression: how far its values are from those of the dense model."""
+    """Agreement of values: how far they are from those of the dense model."""
     return Table(
         f"{split_title(split)}: how far the predictions are from those of the dense model of the same seed",
         ("Stage", "Ticket", "Mean |difference|", "Seeds", "Draws per seed", "Rows"),
@@ -206,6 +206,6 @@ def _difference_table(split: Split, groups: list[tuple[Group, list[tuple[int, Ag
             )
             for group, pairs in groups
         ),
-        "In units of the label, mean ± std over seeds.",
+        "In units of the label, or of running text in nats per token; mean ± std over seeds.",
         stubs=2,
     )

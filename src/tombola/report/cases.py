@@ -15,7 +15,7 @@ from typing import Literal
 
 from tombola.stats import Estimate, over_seeds, smallest_detectable_difference
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
-from tombola.tasks.base import REGRESSION_METRICS
+from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
 ROLES = ("report", "challenge", "selection")  # in the order of the page
 PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
@@ -73,7 +73,14 @@ class Split:
     @property
     def of_values(self) -> bool:
         """Whether the answers are numbers: then there are no classes, and a constant answer is the line to beat."""
-        return self.metric in REGRESSION_METRICS
+        return self.metric in (*REGRESSION_METRICS, *TOKEN_METRICS)
+
+    @property
+    def line(self) -> str:
+        """What the majority line of this metric answers, whatever the row."""
+        if self.metric in TOKEN_METRICS:
+            return "by the frequencies of the tokens alone"
+        return "one and the same value" if self.of_values else "the most frequent class"
 
     @property
     def majority(self) -> float:

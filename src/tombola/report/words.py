@@ -32,7 +32,7 @@ def verdict(cases: Sequence[Case]) -> str:
     if len(compared) <= 3:  # more are better read in the table
         said += [
             f"{title}, {it.stage}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
-            f"({it.split.metric} on {it.split.name}, {rows_of(it.split)} rows, {sample(it.random.rows)})."
+            f"({it.split.metric.replace('_', '-')} on {it.split.name}, {rows_of(it.split)} rows, {sample(it.random.rows)})."
             for title, it in compared
         ]
     return " ".join(said)
@@ -47,10 +47,13 @@ def case_verdict(case: Case) -> str:
     split, dense = comparisons[0].split, comparisons[0].split.dense
     sentences = [_sentence(comparison) for comparison in comparisons]
     beside = f" and the dense model {spread(dense.score)} ({sample(dense.rows)})" if dense else ""
-    always = "one and the same value" if split.of_values else "the most frequent class"
-    sentences.append(f"Always answering {always} scores {number(split.majority)}{beside} on the same rows.")
+    sentences.append(f"Always answering {split.line} scores {number(split.majority)}{beside} on the same rows.")
     if (score := comparisons[0].good.score.value) is not None and score <= split.majority:
-        sentences.append(f"Good does not beat {always}, so being ahead or behind means little.")
+        sentences.append(f"Good does not beat {split.line}, so being ahead or behind means little.")
+    if split.metric == "log_likelihood" and score is not None:
+        sides = {"good": score, "random": comparisons[0].random.score.value, "dense": dense.score.value if dense else None}
+        told = [f"{name} {math.exp(-value):,.1f}" for name, value in sides.items() if value is not None and value > -700]
+        sentences.append(f"As perplexities: {listed(told)}.")
     if good := case.good:
         kept = [f"{spread(size(good, unit), 1)} of {span(len(of(it)) for it in good)} {unit}" for unit, of in case.units.items()]
         share = spread(estimate((ticket.seed, ticket.body_share) for ticket in good))
@@ -100,7 +103,7 @@ def _sentence(it: Comparison) -> str:
         outcome = f"is not zero ({seeds}): {it.ahead} is ahead"
     return (
         f"{stage}, the good ticket scores {number(it.good.score.value)} and its random controls {number(it.random.score.value)} "
-        f"({it.split.metric} on {it.split.name}, {rows}, {sample(it.random.rows)}): "
+        f"({it.split.metric.replace('_', '-')} on {it.split.name}, {rows}, {sample(it.random.rows)}): "
         f"the difference of {number(it.difference.value)} {outcome}."
     )
 
@@ -302,4 +305,5 @@ def shape_name(shape: tuple[int, int, int]) -> str:
 
 def split_title(split: Split) -> str:
     """As in "Accuracy on validation (report rows, n = 400)"."""
-    return f"{split.metric[:1].upper()}{split.metric[1:]} on {split.name} ({split.role} rows, n = {rows_of(split)})"
+    metric = split.metric.replace("_", "-")
+    return f"{metric[:1].upper()}{metric[1:]} on {split.name} ({split.role} rows, n = {rows_of(split)})"

@@ -23,7 +23,6 @@ WIKITEXT2 = Task(
     text=("text",),
     labels=(),
     metric="log_likelihood",
-    extra_metrics=("perplexity",),
     splits={"train": "train", "report": "validation"},
     source=Hub("Salesforce/wikitext", "wikitext-2-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"),
     id_column=None,
