@@ -315,7 +315,7 @@ def bad_numbers() -> Iterator[Call]:
         "floor": ("0", "-1", "1.01", "nan", "inf"),
         "train-rows": ("0", "1", "-5"),
         "selection-rows": ("0", "1", "-5"),
-        "epochs": ("0", "-1"),
+        "epochs": ("-1", "-2"),
         "learning-rate": ("0", "-1", "nan", "inf"),
         "batch-size": ("0", "-1"),
         "draws": ("0", "-3"),
@@ -595,7 +595,7 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Lab, cell: Any) -> None:
         raise AssertionError(f"a {cell.step} cell was computed")
 
-    monkeypatch.setattr(Lab, "_compute", refuse)
+    monkeypatch.setattr(Lab, "compute", refuse)
 
 
 def disk(root: Path) -> dict[str, tuple[int, int]]:

@@ -176,14 +176,21 @@ def rows_said(lab: Lab, spec: str, settings: Mapping[str, Any]) -> dict[str, Any
             data = task_data(lab, spec, settings)
             counts = {"train": len(data.train)} | {role: len(rows) for role, (_, rows) in data.evaluated().items()}
             lab.cache[known] = {"rows": data.fingerprints(), "counts": counts}
-            if origin is not None and lab.store.is_there:
-                with suppress(OSError):  # a store that cannot be written can still be planned on
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    draft = file.with_suffix(f".{secrets.token_hex(4)}")
-                    write_json(draft, lab.cache[known])
-                    draft.rename(file)
+            if origin is not None:
+                lab.cache["rows to keep", file] = lab.cache[known]
     said: dict[str, Any] = lab.cache[known]
     return said
+
+
+def keep_rows_said(lab: Lab) -> None:
+    """Writes what `rows_said` has hashed into the store, for the next plan: once a plan stands, a refused one leaves nothing."""
+    for known in [known for known in lab.cache if known[0] == "rows to keep"]:
+        said, file = lab.cache.pop(known), known[1]
+        with suppress(OSError):  # a store that cannot be written can still be planned on
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft = file.with_suffix(f".{secrets.token_hex(4)}")
+            write_json(draft, said)
+            draft.rename(file)
 
 
 def _origin(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> list[Any] | None:

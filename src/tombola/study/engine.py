@@ -97,9 +97,12 @@ def write_plans(lab: Lab, cells: Iterable[Cell]) -> int:
 
     A file has the cell's key as its name, so that studies on one store never get in each other's way.
     """
+    from tombola.study.data import keep_rows_said
+
     folder, written = lab.store.root / "plans", 0
     wanted = {one.key: one for cell in cells for one in cell.needed()}
     folder.mkdir(exist_ok=True)
+    keep_rows_said(lab)
     files: Mapping[str, Any] = lab.cache.get("files of tasks", {})
     for key, cell in wanted.items():
         spec = str(cell.settings.get("data", {}).get("task", ""))
