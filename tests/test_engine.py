@@ -241,7 +241,9 @@ def test_a_ladder_runs_every_experiment_on_its_rungs(tiny_folder: Path, data_fol
 def test_a_planned_study_is_planned_again_to_the_same_keys_without_reading_its_data(
     tiny_folder: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, first = planned(tiny_folder, data_folder, tmp_path / "s", seeds=[0, 1])
+    lab, first = planned(tiny_folder, data_folder, tmp_path / "s", seeds=[0, 1])
+    assert not (tmp_path / "s" / "plans" / "rows").exists(), "a plan that is not written down leaves nothing"
+    write_plans(lab, first.cells.values())
 
     def unread(*_: Any, **__: Any) -> None:
         raise AssertionError("rows were read")
