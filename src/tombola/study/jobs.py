@@ -17,6 +17,7 @@ from tombola.store import CELL
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, check_parts, encoded_rows, named, rows_said, source_of, task_data, task_of
+from tombola.study.derived import check_rule
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
@@ -133,6 +134,16 @@ def plan_retrain(
     """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule)."""
     settings = _shared(dense) | {"train": dense.settings["train"], "retrain": asdict(options), "keep_weights": keep_weights}
     return _cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:
+    """The cell of a ticket made from others by a rule of `tombola.study.derived`; base and seeds are those of `ticket`.
+
+    Raises: SettingsError as `check_rule`.
+    """
+    check_rule(rule, options)
+    taken = {f"other_{i}": one for i, one in enumerate(others)}
+    return _cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
+from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.tasks import bare_name
 
@@ -194,6 +195,11 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             own = CONTROL_KINDS[one.settings["kind"]].changes
             flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
+        if one.step == "search":  # said of every mask, so that no derived one is taken for the ticket it comes from
+            flat["mask"] = "as found"
+        if one.step == "derive":
+            flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
+            flat["mask"] = RULES[one.settings["rule"]].family
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}

@@ -3,6 +3,7 @@
     fine_tune   base → dense model of a task             weights, predictions, scores
     search      fine-tuned model → good ticket           ticket, path, importance of every step
     control     ticket → control ticket of its size      ticket
+    derive      tickets → another ticket                 ticket
     evaluate    ticket on weights (pruned)               predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
 
@@ -34,6 +35,7 @@ from tombola.store import fingerprint
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
+from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
@@ -254,6 +256,44 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
 
 
+def run_derive(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A ticket made from others by a rule of `tombola.study.derived`; base, seeds and weights are those of the input `ticket`."""
+    own = _ticket(cell, lab)
+    assert own is not None
+    others = [_read_ticket(taken, lab) for role, taken in sorted(cell.inputs.items(), key=lambda one: (len(one[0]), one[0]))
+              if role != "ticket"]  # fmt: skip
+    rule, options = RULES[cell.settings["rule"]], cell.settings["options"]
+
+    def found_on() -> "tuple[PreTrainedModel, Anatomy]":
+        model = load_weights(locate_weights(own, "found_on")[0], own.objective, head_seed=0)
+        return model, read_anatomy(model, own.layout)
+
+    made = rule.make(Sources(own, others, options, found_on))
+    heads, mlps = _anatomy_of(lab, own).survival(made.mask)
+    overlap = {} if made.good is None else made.good.overlap_by_type(made.mask)
+    ticket = Ticket(
+        mask=made.mask,
+        base=own.base,
+        found_on=replace(own.found_on, path=_from_ticket(lab, own.found_on.path)),
+        anatomy=own.anatomy,
+        kind=rule.kind,
+        scope=made.scope,
+        sparsity=size_of(own.anatomy, made.mask).sparsity,
+        task=own.task,
+        labels=own.labels,
+        preset=own.preset,
+        settings=dict(own.settings) | {"derived": {"rule": cell.settings["rule"]} | dict(options)},
+        seeds=own.seeds,
+        details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}, "draw": options.get("draw", 0)}
+        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {}),
+        parents=tuple(one.identity for one in (own, *others)),
+        cell=cell.key,
+        versions={name: version(name) for name in ("tombola", "torch", "transformers")},
+    )
+    ticket.save_pretrained(out / "ticket")
+    write_json(out / "result.json", {"warnings": _empty_mask(made.mask)})
+
+
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
     """The anatomy of the base a ticket was found on, read once a run."""
     known = ("anatomy", ticket.base.fingerprint, fingerprint(ticket.settings.get("layout")))
@@ -327,8 +367,10 @@ def lesion_seed(mask_seed: int, draw: int) -> int:
 
 def _ticket(cell: Cell, lab: Lab) -> Ticket | None:
     taken = cell.inputs.get("ticket")
-    if taken is None:
-        return None
+    return None if taken is None else _read_ticket(taken, lab)
+
+
+def _read_ticket(taken: Cell | Given, lab: Lab) -> Ticket:
     return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
 
 
@@ -464,8 +506,10 @@ def _about(cell: Cell) -> str:
     ticket = cell.inputs.get("ticket")
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
-    if isinstance(ticket, Cell) and ticket.step == "control":
-        return f"{ticket.settings['kind']} {ticket.settings['draw']}"
+    if cell.step == "derive":
+        return str(cell.settings["rule"])
+    if isinstance(ticket, Cell) and ticket.step in ("control", "derive"):
+        return _about(ticket)
     return "good" if ticket is not None else ""
 
 
@@ -473,6 +517,7 @@ STEPS: dict[str, Step] = {
     "fine_tune": Step(1, run_training, _training_work, _title),
     "search": Step(1, run_search, _search_work, _title),
     "control": Step(1, run_control, lambda cell: 1.0, _title),
+    "derive": Step(1, run_derive, lambda cell: 1.0, _title),
     "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
     "retrain": Step(1, run_training, _training_work, _title),
 }

@@ -1,0 +1,225 @@
+"""The experiments of Prasanna et al. 2020 beyond searches and controls, each run on a tiny model and checked by another way."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tombola.errors import SearchError, SettingsError
+from tombola.mask import Mask
+from tombola.search.supers import SuperSettings, super_control, survivors
+from tombola.study.cells import Cell, Lab, read_json, read_rows
+from tombola.study.jobs import open_lab, ticket_of
+from tombola.study.plan import Study, plan_study
+from tombola.study.results import collect
+
+FAST: dict[str, Any] = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}
+
+
+def cells_of(lab: Lab, model: Path, experiment: str, *, seeds: tuple[int, ...] = (0, 1), **options: Any) -> list[Cell]:
+    """The cells of one experiment on the tiny model and task."""
+    said = {"name": "paper", "model": str(model), "tasks": ["sst2"], "seeds": list(seeds), "settings": FAST}
+    study = Study(**said, experiments=[experiment], options={experiment: options} if options else {})
+    return list({cell.key: cell for part in plan_study(lab, study).parts for cell in part.cells}.values())
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Lab:
+    """One store for all: what experiments share is computed once."""
+    return open_lab(tmp_path_factory.mktemp("paper") / "store", data_folder)
+
+
+def by_step(cells: list[Cell], step: str) -> list[Cell]:
+    return [cell for cell in cells if cell.step == step]
+
+
+def scores(lab: Lab, cell: Cell, role: str = "report") -> list[dict[str, Any]]:
+    return [row for row in read_rows(lab.folder(cell) / "scores.jsonl") if row["role"] == role]
+
+
+# ----------------------------------------------------------------------------------------------------- X8, X11, X10, E8
+
+
+def test_one_shot_removes_the_shares_of_the_released_script(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "one-shot", seeds=(0,))
+    lab.run(cells)
+    searches = by_step(cells, "search")
+    found = {(one.settings["search"]["criterion"], one.settings["search"]["sparsity"]): ticket_of(lab, one) for one in searches}
+    assert found.keys() == {(criterion, share) for criterion in ("magnitude", "random") for share in (0.2, 0.5, 0.7)}
+    for (_, share), ticket in found.items():
+        kept, n = ticket.mask.counts_by_type()["values"]
+        assert n - kept == round(share * n)
+
+
+def test_size_matched_masks_remove_exactly_the_share_of_the_s_mask(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "size-matched", seeds=(0,))
+    lab.run(cells)
+    (derived,) = by_step(cells, "derive")
+    s_ticket, matched = ticket_of(lab, derived.inputs["ticket"]), ticket_of(lab, derived)
+    kept, n = matched.mask.counts_by_type()["values"]
+    assert n - kept == round(s_ticket.sparsity * n) > 0
+    # By hand: every value kept is at least as large as every value removed, in the weights of the dense model.
+    import safetensors.torch
+
+    dense = next(cell for cell in derived.needed() if cell.step == "fine_tune")
+    weights = safetensors.torch.load_file(lab.folder(dense) / "weights" / "model.safetensors")
+    pairs = [(weights[name].abs().flatten(), part.flatten()) for name, part in matched.mask.values.items()]
+    size, keep = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+    assert size[keep].min() >= size[~keep].max()
+    controls = {ticket_of(lab, one).kind: ticket_of(lab, one).mask for one in by_step(cells, "control")}
+    assert controls.keys() == {"random", "bad"}
+    for mask in controls.values():
+        assert mask.counts_by_type()["values"] == (kept, n)
+    shared = matched.mask.overlap_by_type(controls["bad"])["values"].shared
+    assert shared == max(0, 2 * kept - n), "bad shares with good only what it must"
+    stages = [(row["kind"], row["stage"]) for one in cells if one.step in ("evaluate", "retrain") for row in scores(lab, one)]
+    assert sorted(set(stages)) == [(kind, stage) for kind in ("bad", "good", "random") for stage in ("pruned", "retrained")]
+
+
+def test_joined_masks_keep_the_heads_of_one_and_the_mlps_of_the_other(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "joined", seeds=(0,))
+    lab.run(cells)
+    (derived,) = {
+        one.inputs["ticket"].key: one.inputs["ticket"] for one in cells if one.inputs["ticket"].step == "derive"
+    }.values()  # type: ignore[union-attr]
+    assert isinstance(derived, Cell)
+    procedures = {role: one.settings["search"]["procedure"] for role, one in derived.inputs.items()}  # type: ignore[union-attr]
+    assert procedures == {"ticket": "heads", "other_0": "mlps"}
+    heads, mlps, both = (ticket_of(lab, one).mask for one in (derived.inputs["ticket"], derived.inputs["other_0"], derived))
+    assert torch.equal(both.parts()["heads"], heads.parts()["heads"]) and torch.equal(both.parts()["mlps"], mlps.parts()["mlps"])
+    masks = {one.inputs["ticket"].step for one in by_step(cells, "retrain")}  # type: ignore[union-attr]
+    assert masks == {"derive", "search"}, "the joint ticket is tested beside it"
+
+
+def test_super_survivors_are_the_same_for_every_seed_and_tested_on_the_weights_of_each(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "super-survivors", seeds=(0, 1))
+    lab.run(cells)
+    derived = by_step(cells, "derive")
+    assert len(derived) == 2 * 3
+    searched = {one.key: ticket_of(lab, one).mask for cell in derived for one in cell.needed() if one.step == "search"}
+    a, b = searched.values()
+    for cell in derived:
+        ticket = ticket_of(lab, cell)
+        for part, kept in ticket.mask.parts().items():
+            both = a.parts()[part] & b.parts()[part]
+            assert int(kept.sum()) == int(both.sum())
+            if cell.settings["rule"] == "super-survivors":
+                assert torch.equal(kept, both)
+            else:
+                assert ticket.details["shared_with_good"][part] == int((kept & both).sum())
+    for one in by_step(cells, "evaluate"):
+        taken, dense = one.inputs["ticket"], one.inputs["weights"]
+        assert isinstance(taken, Cell) and isinstance(dense, Cell)
+        assert ticket_of(lab, taken).seeds["run"] == dense.settings["seeds"]["run"] == one.settings["seeds"]["run"]
+        assert ticket_of(lab, taken).found_on.fingerprint == read_json(lab.folder(dense) / "train.json")["weights_fingerprint"]
+
+
+def test_super_survivors_of_one_seed_are_refused(lab: Lab, tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="several seeds"):
+        cells_of(lab, tiny_folder, "super-survivors", seeds=(0,))
+    with pytest.raises(SettingsError, match="whole parts"):
+        cells_of(lab, tiny_folder, "super-survivors", of=["m-prune"])
+
+
+def test_rules_of_super_controls_come_from_the_preset_a_rung_or_the_study(lab: Lab, tiny_folder: Path) -> None:
+    def rules(**changed: Any) -> set[tuple[str, str]]:
+        said = {"name": "paper", "model": str(tiny_folder), "tasks": ["sst2"], "seeds": [0, 1], "settings": FAST}
+        study = Study(**said | {"experiments": ["super-survivors"]} | changed)
+        cells = plan_study(lab, study).cells.values()
+        options = [one.settings["options"] for one in cells if one.step == "derive" and one.settings["options"]]
+        return {(one["super_bad_rule"], one["super_bad_draw"]) for one in options}
+
+    assert rules(preset="released") == {("removed_in_all", "once")}
+    assert rules(preset="corrected") == rules() == {("least_surviving", "per_seed")}
+    ladder = rules(ladder="released:corrected")
+    assert ladder == {
+        *{("removed_in_all", "once"), ("least_surviving", "once"), ("removed_in_all", "per_seed")},
+        ("least_surviving", "per_seed"),
+    }
+    assert rules(options={"super-survivors": {"super_bad_rule": "removed_in_all"}}) == {("removed_in_all", "per_seed")}
+
+
+def test_derived_tickets_are_variants_of_their_own(lab: Lab, tiny_folder: Path) -> None:
+    """A control of a derived mask must never be averaged with one of the ticket that it was derived from."""
+    wanted = [
+        cell
+        for name in ("controls", "size-matched", "super-survivors")
+        for cell in cells_of(lab, tiny_folder, name)
+        if cell.step in ("derive", "control", "search")
+    ]
+    lab.run(wanted)
+    keys = {one.key for cell in wanted for one in cell.needed()}
+    rows = collect(lab.store, keys).tickets
+    families = {row.task: {one.kind for one in rows if one.task == row.task} for row in rows}
+    assert len(families) == 3 and all("mask=" in task for task in families)
+    for task in families:
+        seeds = [(one.kind, one.seed, one.draw) for one in rows if one.task == task]
+        assert len(seeds) == len(set(seeds)) == 2 * 3, "good, random and bad of each seed, each once"
+
+
+def masks_of(bits: list[list[bool]]) -> list[Mask]:
+    return [Mask(heads=torch.tensor(one).reshape(2, -1), mlps=torch.tensor([True, False])) for one in bits]
+
+
+BITS = st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=2, max_size=4)
+
+
+@given(bits=BITS, seed=st.integers(0, 5), rule=st.sampled_from(["least_surviving", "removed_in_all"]))
+def test_super_controls_have_the_size_of_the_survivors_and_the_least_surviving_parts(
+    bits: list[list[bool]], seed: int, rule: Any
+) -> None:
+    masks, settings = masks_of(bits), SuperSettings(super_bad_rule=rule)
+    good = survivors(masks).parts()["heads"].flatten().tolist()
+    assert good == [all(column) for column in zip(*bits, strict=True)]
+    times = [sum(column) for column in zip(*bits, strict=True)]
+    bad, random = (
+        super_control(masks, kind, seed=seed, draw=0, settings=settings).parts()["heads"].flatten().tolist()
+        for kind in ("bad", "random")
+    )
+    assert sum(bad) == sum(random) == sum(good)
+    # By brute force: no choice of as many parts survives less often in all.
+    if rule == "least_surviving":
+        least = min(sum(times[i] for i in chosen) for chosen in combinations(range(8), sum(good)))
+        assert sum(t for t, kept in zip(times, bad, strict=True) if kept) == least
+        neither = [not g and not b for g, b in zip(good, bad, strict=True)]
+    else:
+        never = [t == 0 for t in times]
+        inside = sum(b and n for b, n in zip(bad, never, strict=True))
+        assert inside == min(sum(good), sum(never)), "first those that every seed removed"
+        shared = sum(b and g for b, g in zip(bad, good, strict=True))
+        assert shared == max(0, 2 * sum(good) - 8), "survivors last"
+        neither = [not g and not n for g, n in zip(good, never, strict=True)]
+    if sum(neither) >= sum(good):
+        assert not any(r and not n for r, n in zip(random, neither, strict=True))
+
+
+def test_one_bad_draw_serves_all_seeds_as_released_and_each_has_its_own_otherwise() -> None:
+    rng = np.random.default_rng(0)
+    masks = [Mask(heads=torch.from_numpy(rng.random((12, 12)) < 0.6)) for _ in range(5)]
+
+    def draws(kind: Any, **settings: Any) -> set[str]:
+        made = [super_control(masks, kind, seed=s, draw=0, settings=SuperSettings(**settings)) for s in range(5)]
+        assert len({str(one.counts()) for one in made}) == 1
+        return {one.digest() for one in made}
+
+    assert len(draws("bad", super_bad_draw="once", super_bad_rule="removed_in_all")) == 1
+    assert len(draws("bad", super_bad_rule="removed_in_all")) == 5
+    assert len(draws("random", super_bad_draw="once")) == 5
+    shuffled = super_control(masks[::-1], "bad", seed=0, draw=0)
+    assert shuffled == super_control(masks, "bad", seed=0, draw=0) != super_control(masks, "bad", seed=0, draw=1)
+
+
+def test_masks_that_have_no_survivors_to_compare_are_refused() -> None:
+    mask = Mask(heads=torch.ones(2, 2, dtype=torch.bool))
+    for wrong in ([mask], [mask, Mask(mlps=torch.ones(2, dtype=torch.bool))], [Mask(values={"w": torch.ones(2).bool()})] * 2):
+        with pytest.raises(SearchError):
+            survivors(wrong)
+    with pytest.raises(SearchError, match="different shape"):
+        survivors([mask, Mask(heads=torch.ones(3, 2, dtype=torch.bool))])
+    with pytest.raises(SearchError, match="no control"):
+        super_control([mask, mask], "worst", seed=0, draw=0)  # type: ignore[arg-type]
