@@ -18,7 +18,7 @@ from tombola.study.jobs import open_lab, ticket_of
 from tombola.study.plan import Study, plan_study
 from tombola.study.results import collect
 
-FAST: dict[str, Any] = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}
+FAST: dict[str, Any] = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}
 
 
 def cells_of(lab: Lab, model: Path, experiment: str, *, seeds: tuple[int, ...] = (0, 1), **options: Any) -> list[Cell]:
@@ -84,10 +84,8 @@ def test_size_matched_masks_remove_exactly_the_share_of_the_s_mask(lab: Lab, tin
 def test_joined_masks_keep_the_heads_of_one_and_the_mlps_of_the_other(lab: Lab, tiny_folder: Path) -> None:
     cells = cells_of(lab, tiny_folder, "joined", seeds=(0,))
     lab.run(cells)
-    (derived,) = {
-        one.inputs["ticket"].key: one.inputs["ticket"] for one in cells if one.inputs["ticket"].step == "derive"
-    }.values()  # type: ignore[union-attr]
-    assert isinstance(derived, Cell)
+    below = {one.key: one for cell in by_step(cells, "evaluate") for one in cell.needed()}
+    (derived,) = by_step(list(below.values()), "derive")
     procedures = {role: one.settings["search"]["procedure"] for role, one in derived.inputs.items()}  # type: ignore[union-attr]
     assert procedures == {"ticket": "heads", "other_0": "mlps"}
     heads, mlps, both = (ticket_of(lab, one).mask for one in (derived.inputs["ticket"], derived.inputs["other_0"], derived))

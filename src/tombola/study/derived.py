@@ -1,7 +1,7 @@
 """Tickets made from found ones: one function and one row of `RULES` each.
 
-A derived ticket is tested like any other, and is never averaged with the tickets it was made from: what it is a mask of (`family`)
-is part of its variant.
+A derived ticket is tested like any other, and is never averaged with the tickets it was made from: its `family` is part of its
+variant.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -118,10 +118,5 @@ def check_rule(name: str, options: Mapping[str, Any]) -> None:
     if known is None:
         raise SettingsError([TombolaError(f"there is no rule {name!r} to derive a ticket by", expected=", ".join(RULES))])
     if set(options) != set(known.options):
-        raise SettingsError(
-            [
-                TombolaError(
-                    f"the options of {name} are others", got=", ".join(options), expected=", ".join(known.options) or "none"
-                )
-            ]
-        )
+        expected = ", ".join(known.options) or "none"
+        raise SettingsError([TombolaError(f"the options of {name} are others", got=", ".join(options), expected=expected)])

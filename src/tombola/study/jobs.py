@@ -19,6 +19,7 @@ from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, check_parts, encoded_rows, named, rows_said, source_of, task_data, task_of
 from tombola.study.derived import check_rule
 from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.lesions import Cut, check_cut
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
@@ -144,6 +145,16 @@ def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given]
     check_rule(rule, options)
     taken = {f"other_{i}": one for i, one in enumerate(others)}
     return _cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
+
+
+def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Cell:
+    """The cell of one lesion of a dense model, in all its places; of removed heads with the ticket that removes them.
+
+    Raises: SettingsError as `check_cut`.
+    """
+    check_cut(cut)
+    taken = {} if ticket is None else {"ticket": ticket}
+    return _cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,10 @@ STUDY: Mapping[str, Any] = {
     "tasks": ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"],
     "seeds": [0, 1, 2, 3, 4],
     "preset": "corrected",
-    "experiments": ["m-prune", "s-prune", "s-prune-heads", "s-prune-mlps", "controls", "super-survivors"]
-    + ["one-shot", "joined", "size-matched"],
+    "experiments": [
+        *("m-prune", "s-prune", "s-prune-heads", "s-prune-mlps", "controls", "super-survivors"),
+        *("one-shot", "joined", "size-matched"),
+    ],
     "options": {"controls": {"of": ["s-prune", "m-prune"], "kinds": ["random", "bad"], "draws": 1, "retrain": True}},
 }
 
@@ -130,9 +132,8 @@ def super_survivors(context: Context, options: SuperOptions) -> list[Cell]:
                 others = [other.search for other in finds if other is not one]
                 masks = [plan_derived("super-survivors", one.search, others)]
                 for draw in range(options.draws):
-                    masks += [
-                        plan_derived(rule, one.search, others, draw=draw, **rules) for rule in ("super-random", "super-bad")
-                    ]
+                    drawn = rules | {"draw": draw}
+                    masks += [plan_derived(rule, one.search, others, **drawn) for rule in ("super-random", "super-bad")]
                 tested += [plan_test(mask, one.dense, settings.retrain, retrain=options.retrain) for mask in masks]
     return [cell for one in tested for cell in one.cells]
 

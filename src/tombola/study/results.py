@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
     from tombola.study.jobs import RungCells
 
-KINDS = ("full", "good", *CONTROL_KINDS)  # "full" = the dense fine-tuned model, the others are tickets
+# "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS, "lesion")
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 
@@ -57,6 +58,7 @@ class ScoreRow:
     n: int  # rows
     majority: float  # the same metric for always answering the most frequent class of this split, or one and the same value
     agreement: Agreement | None = None  # None for the dense model itself
+    lesion: str = ""  # of kind "lesion": what was done where, e.g. "redraw q+k, layers 3-4"; no two are to be averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Results:
     settings: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # said by the cells themselves; the page adds those it can see from the rows
+    lesions: tuple[ScoreRow, ...] = ()  # scores of kind "lesion", which stand apart: each names its lesion
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
@@ -113,6 +116,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     from tombola.study.cost import total_cost
 
     scores: list[ScoreRow] = []
+    lesions: list[ScoreRow] = []
     tickets: list[TicketRow] = []
     warnings: dict[str, None] = {}  # in order, each once
     settings: dict[str, object] = {}
@@ -123,9 +127,10 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
-        if (folder / "scores.jsonl").is_file():
-            rows = [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
-            scores += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
+        for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
+            if (folder / name).is_file():
+                rows = [_score_row(entry.key, row) for row in read_rows(folder / name)]
+                found += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
         if (folder / "ticket").is_dir():
             ticket = _ticket_row(entry.key, folder)
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
@@ -154,6 +159,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         {name: _shown(value) for name, value in settings.items() if name not in ("rows", "counts")},
         provenance | {name: _shown(value) for name, value in made_with.items()},
         tuple(warnings),
+        tuple(sorted(lesions, key=_order)),
     )
 
 
@@ -312,7 +318,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
 
 def _order(row: "ScoreRow | TicketRow") -> tuple[Any, ...]:
     place = (row.model, row.task, KINDS.index(row.kind), row.seed, row.draw)
-    return (*place, row.stage, row.role, row.metric) if isinstance(row, ScoreRow) else place
+    return (*place, row.stage, row.lesion, row.role, row.metric) if isinstance(row, ScoreRow) else place
 
 
 def _where(settings: Mapping[str, Any], ticket: "TicketRow | None") -> str:

@@ -5,6 +5,7 @@
     control     ticket → control ticket of its size      ticket
     derive      tickets → another ticket                 ticket
     evaluate    ticket on weights (pruned)               predictions, scores
+    lesion      part of a dense model destroyed          scores of each place
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
@@ -37,6 +38,7 @@ from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, wr
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.lesions import EXPECTED_PLACES, PLACES, Cut, Patient, done, said_of
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
 from tombola.tasks import bare_name
@@ -353,6 +355,38 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     write_json(out / "result.json", {"warnings": head})
 
 
+def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A lesion of the dense model, in each of its places, nothing trained after it.
+
+    With a ticket its removed heads are what is destroyed; what else it removes is masked, as in its pruned score.
+    """
+    data, ticket, dense = same_data(cell, lab), _ticket(cell, lab), cell.inputs["weights"]
+    cut, seeds, objective = Cut(**cell.settings["lesion"]), cell.settings["seeds"], data.task.objective
+    model = load_weights(lab.folder(dense) / "weights", objective, head_seed=seeds["head"])
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
+    model.to(cell.settings["machine"]["device"])
+    base: list[PreTrainedModel] = []
+
+    def pretrained() -> "PreTrainedModel":
+        if not base:
+            base.append(load_weights(base_folder(lab, cell.settings["model"]), objective, head_seed=seeds["head"]))
+        return base[0]
+
+    patient = Patient(model, anatomy, pretrained, lesion_seed(seeds["mask"], cut.draw))
+    heads = None if ticket is None else ticket.mask.heads
+    beside = Mask() if ticket is None else Mask(mlps=ticket.mask.mlps, neurons=ticket.mask.neurons)
+    before, places, rows = _read_predictions(lab.folder(dense)), PLACES[cut.where](anatomy.n_layers), list[dict[str, Any]]()
+    for i, layers in enumerate(places):
+        with done(cut, layers, patient, heads), masked(model, anatomy, beside):
+            predictions = _predict_all(cell, lab, data, model)
+        said = {"kind": "lesion", "stage": "pruned", "draw": cut.draw, "lesion": said_of(cut, layers, anatomy.n_layers)}
+        rows += _score_rows(cell, data, predictions, before, said)
+        progress((i + 1) / len(places))
+    write_rows(out / "lesions.jsonl", rows)
+    spared = heads is not None and bool(heads.all())
+    write_json(out / "result.json", {"warnings": ["the ticket removes no heads, so none was destroyed"] if spared else []})
+
+
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -397,19 +431,45 @@ def _write_scores(
     stage: str,
 ) -> None:
     """scores.jsonl (the fields of a ScoreRow), subgroups.jsonl and predictions.jsonl."""
-    names, rows, groups = data.task.labels, [], []
+    what = {"kind": "full", "draw": 0} if ticket is None else {"kind": ticket.kind, "draw": ticket.details.get("draw", 0)}
+    what, groups = what | {"stage": stage}, []
     for role, (split, set_) in data.evaluated().items():
+        if set_.groups is not None:
+            common = _where(cell, what, split, role)
+            members = dict(zip(set_.ids, set_.groups, strict=True))
+            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
+            groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
+    write_rows(out / "scores.jsonl", _score_rows(cell, data, predictions, dense, what))
+    write_rows(out / "subgroups.jsonl", groups)
+    write_rows(
+        out / "predictions.jsonl",
+        (
+            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
+            for role, one in predictions.items()
+            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
+        ),
+    )
+
+
+def _where(cell: Cell, what: Mapping[str, Any], split: str, role: str) -> dict[str, Any]:
+    """What every score of a cell says of itself."""
+    settings = cell.settings
+    said = {"model": settings["model"]["name"], "task": settings["data"]["task"], "seed": settings["seeds"]["run"]}
+    return said | dict(what) | {"split": split, "role": role}
+
+
+def _score_rows(
+    cell: Cell,
+    data: TaskData,
+    predictions: Mapping[str, Predictions],
+    dense: Mapping[str, Predictions] | None,
+    what: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The fields of a ScoreRow for every set of rows and metric; `what` are those that say of which model."""
+    names, rows = data.task.labels, []
+    for role, (split, _) in data.evaluated().items():
         flips = None if dense is None else agreement(dense[role], predictions[role])
-        common = {
-            "model": cell.settings["model"]["name"],
-            "task": cell.settings["data"]["task"],
-            "seed": cell.settings["seeds"]["run"],
-            "kind": "full" if ticket is None else ticket.kind,
-            "stage": stage,
-            "draw": 0 if ticket is None else ticket.details.get("draw", 0),
-            "split": split,
-            "role": role,
-        }
+        common = _where(cell, what, split, role)
         said: dict[str, Any] | None = None if flips is None else {
             "flips": flips.flips,
             "lost": flips.lost,
@@ -422,20 +482,7 @@ def _write_scores(
             said["mean_difference"] = flips.mean_difference
         metrics = (data.task.metric, *data.task.extra_metrics)
         rows += [common | asdict(score(predictions[role], metric)) | {"agreement": said} for metric in metrics]
-        if set_.groups is not None:
-            members = dict(zip(set_.ids, set_.groups, strict=True))
-            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
-            groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
-    write_rows(out / "scores.jsonl", rows)
-    write_rows(out / "subgroups.jsonl", groups)
-    write_rows(
-        out / "predictions.jsonl",
-        (
-            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
-            for role, one in predictions.items()
-            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
-        ),
-    )
+    return rows
 
 
 def _by_name(counts: Mapping[int, int] | None, names: tuple[str, ...]) -> dict[str, int]:
@@ -485,6 +532,10 @@ def _search_work(cell: Cell) -> float:
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
 
+def _lesion_work(cell: Cell) -> float:
+    return EXPECTED_PLACES[cell.settings["lesion"]["where"]] * _rows(cell, "selection", "report", "challenge")
+
+
 def _title(cell: Cell) -> str:
     planned: dict[str, Any] = {}  # a search or control has the task and seed of the model it goes back to
     for one in cell.needed():
@@ -506,6 +557,8 @@ def _about(cell: Cell) -> str:
     ticket = cell.inputs.get("ticket")
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
+    if cell.step == "lesion":
+        return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
     if isinstance(ticket, Cell) and ticket.step in ("control", "derive"):
@@ -519,5 +572,6 @@ STEPS: dict[str, Step] = {
     "control": Step(1, run_control, lambda cell: 1.0, _title),
     "derive": Step(1, run_derive, lambda cell: 1.0, _title),
     "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    "lesion": Step(1, run_lesion, _lesion_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
 }
