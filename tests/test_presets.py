@@ -312,5 +312,5 @@ def test_what_a_kind_of_control_changes_are_settings_of_controls_with_known_valu
     for name, kind in CONTROL_KINDS.items():
         assert kind.changes.keys() <= known, name
         resolve(dict(kind.changes))  # each value is one that the setting takes
-        assert kind.rule in ("random", "bad", "strict-bad", "good", "all")
+        assert kind.rule in ("random", "bad", "strict-bad", "good", "all", "inverted", "inverted-revived")
         assert (kind.lesion is not None) == (kind.rule in ("good", "all")), "the mask differs or the weights do"

@@ -2,8 +2,9 @@
 
 A ticket that trains as well from re-initialised or shuffled weights owes nothing to pre-training (Chen et al. 2020, sec. 3: the
 controls θ0' and θ0''). Each function works in place, on a model that holds no mask, and draws from CPU generators of its own: the
-result depends on the seed, and on nothing else that is random. What a lesion of a whole model reaches, `LESIONS` says; those of parts,
-after the released code of Prasanna et al. 2020 (X4 to X9 of the reproduction's list), reach what `PARTS` says in some layers.
+result depends on the seed, and on nothing else that is random. What a lesion of a whole model reaches, `LESIONS` says; what one
+of parts reaches, in some layers, `PARTS` says (after the released code of Prasanna et al. 2020, X4 to X9 of the reproduction's
+list).
 """
 
 import difflib
@@ -244,9 +245,10 @@ def _norms_after_mlps(model: nn.Module, anatomy: Anatomy, layers: Sequence[int])
     return found
 
 
-def _projections(
-    choose: Callable[[Any], Iterable[Projection]],
-) -> Callable[[nn.Module, Anatomy, Sequence[int]], dict[str, Tensor]]:
+PartValues = Callable[[nn.Module, Anatomy, Sequence[int]], dict[str, Tensor]]
+
+
+def _projections(choose: Callable[[Any], Iterable[Projection]]) -> PartValues:
     """The values, bias included, of some projections of each layer."""
 
     def values(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> dict[str, Tensor]:

@@ -39,9 +39,7 @@ def survivors(masks: Sequence[Mask]) -> Mask:
     return kept
 
 
-def super_control(
-    masks: Sequence[Mask], kind: Literal["random", "bad"], *, seed: int, draw: int, settings: SuperSettings = SuperSettings()
-) -> Mask:
+def super_control(masks: Sequence[Mask], kind: str, *, seed: int, draw: int, settings: SuperSettings = SuperSettings()) -> Mask:
     """A control of the super-survivors of these masks, of exactly their size in each type of part.
 
     bad      by `super_bad_rule`. What it lacks when too few were removed by all is drawn from those that some seeds keep, and

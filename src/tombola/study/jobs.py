@@ -18,7 +18,7 @@ from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, check_parts, encoded_rows, named, rows_said, source_of, task_data, task_of
 from tombola.study.derived import check_rule
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.study.lesions import Cut, check_cut
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
@@ -130,11 +130,30 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
 
 
 def plan_retrain(
-    ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, keep_weights: bool = False
+    ticket: Cell | Given,
+    dense: Cell,
+    options: RetrainSettings = RetrainSettings(),
+    *,
+    keep_weights: bool = False,
+    epochs: int | None = None,
 ) -> Cell:
-    """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule)."""
-    settings = _shared(dense) | {"train": dense.settings["train"], "retrain": asdict(options), "keep_weights": keep_weights}
+    """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
+
+    epochs: another number of them, with a schedule of its own.
+    """
+    train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
+    settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
     return _cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+def plan_train_mode(mode: str, dense: Cell) -> Cell:
+    """The cell of training the base in another mode of `TRAIN_MODES` than `dense`, on the same rows, by the same seeds and
+    schedule; its predictions are compared with those of `dense`. Raises: SettingsError for an unknown mode.
+    """
+    if mode not in TRAIN_MODES:
+        raise SettingsError([TombolaError(f"there is no train mode {mode!r}", expected=", ".join(TRAIN_MODES))])
+    settings = _shared(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
+    return _cell("train_mode", settings, dense=dense)
 
 
 def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:

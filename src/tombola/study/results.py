@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.derived import RULES
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
     from tombola.study.jobs import RungCells
 
-# "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; the others are tickets
-KINDS = ("full", "good", *CONTROL_KINDS, "lesion")
+# "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; those of TRAIN_MODES = a dense model
+# trained otherwise; the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "lesion")
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 

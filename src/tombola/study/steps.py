@@ -6,6 +6,7 @@
     derive      tickets → another ticket                 ticket
     evaluate    ticket on weights (pruned)               predictions, scores
     lesion      part of a dense model destroyed          scores of each place
+    train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
@@ -25,19 +26,19 @@ from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
 from tombola.errors import CheckpointError, TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
 from tombola.gates import hold, lesion_of, masked, prove_acts
-from tombola.lesion import copy_values
+from tombola.lesion import LESIONS, copy_values
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.scope import scope_parameters
+from tombola.scope import SCOPES, scope_parameters
 from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
-from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
+from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
 from tombola.store import fingerprint
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.derived import RULES, Sources
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES, TrainMode
 from tombola.study.lesions import EXPECTED_PLACES, PLACES, Cut, Patient, done, said_of
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
@@ -55,7 +56,10 @@ Progress = Callable[[float], None]
 
 
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
-    """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout. Goes on where it was killed."""
+    """fine_tune, retrain and train_mode: base weights, new head; with a ticket its mask is held throughout.
+
+    Goes on where it was killed.
+    """
     data, settings, ticket = same_data(cell, lab), cell.settings, _ticket(cell, lab)
     # Of several ranks each would need the random state of its own: what is killed there starts anew.
     checkpoints = lab.store.scratch(cell.key) / "training" if ranks.size() == 1 else None
@@ -68,15 +72,16 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         shutil.rmtree(checkpoints)
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     predictions = _predict_all(cell, lab, data, model)
-    dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
-    _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if ticket is None else "retrained")
+    dense = _read_predictions(lab.folder(cell.inputs["dense"])) if "dense" in cell.inputs else None
+    kind = TRAIN_MODES[settings["mode"]].kind if "mode" in settings else "full"
+    _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if dense is None else "retrained", kind=kind)
     train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
     if settings["keep_weights"] and ranks.rank() == 0:  # transformers writes nothing on the others
         model.save_pretrained(out / "weights")
         save_tokenizer(tokenizer_of(lab, cell), out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
-    doubts = {} if ticket is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
+    doubts = {} if dense is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
     if said or doubts:
         write_json(out / "result.json", {"warnings": said} | doubts)
 
@@ -91,6 +96,8 @@ def _trained(
     anatomy = read_anatomy(model, layout_of(settings["model"]))
     model.to(device)
     said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
+    if "mode" in settings:
+        _prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
         said.append("nothing was trained (epochs 0): the task head was drawn, and scores are those of chance")
     log = fine_tune(
@@ -105,6 +112,23 @@ def _trained(
         ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
     )
     return model, log, said
+
+
+def _prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, seeds: RunSeeds) -> None:
+    """Weights drawn again, and all but the task's head frozen, as the mode says."""
+    if mode.random:
+        LESIONS["random-init"](model, anatomy, lesion_seed(seeds.mask, 0))
+    if mode.frozen:
+        head = set(SCOPES["head"](model, anatomy))
+        if not head:
+            raise TombolaError(
+                "nothing is left to train",
+                got=f"{type(model).__name__} without a head of the task's own",
+                expected="a classifier",
+                next="leave the frozen train modes out for this task",
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in head)
 
 
 def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
@@ -219,7 +243,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         layers = layers_of_heads(good.anatomy) if good.scope == "layers" else None
         mask = control(good.mask, kind.rule, seed=good.seeds["mask"], draw=draw, settings=options, scores=scores, layers=layers)
     else:
-        mask = good.mask if kind.rule == "good" else good.mask | ~good.mask
+        mask = OTHER_RULES[kind.rule](good.mask, lesion_seed(good.seeds["mask"], draw))
     overlap, survival = good.mask.overlap_by_type(mask), good.details.get("survival")
     if mask != good.mask and survival is not None:
         heads, mlps = _anatomy_of(lab, good).survival(mask)
@@ -252,7 +276,11 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     smaller = {part: one for part, one in overlap.items() if one.size_b < one.size_a}
     said = [
         f"{name} keeps {one.size_b} {part}, the good ticket {one.size_a}: "
-        + ("its size is drawn too" if options.random_size == "bernoulli" else "no more were removed by it")
+        + (
+            "its size is drawn too"
+            if options.random_size == "bernoulli" and kind.rule in CONTROLS
+            else "no more were removed by it"
+        )
         for part, one in smaller.items()
     ]
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
@@ -294,6 +322,15 @@ def run_derive(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     )
     ticket.save_pretrained(out / "ticket")
     write_json(out / "result.json", {"warnings": _empty_mask(made.mask)})
+
+
+# Rules of `CONTROL_KINDS` that draw no mask of the ticket's size: (the ticket's mask, a seed) → mask.
+OTHER_RULES: Mapping[str, Callable[[Mask, int], Mask]] = {
+    "good": lambda good, seed: good,
+    "all": lambda good, seed: good | ~good,
+    "inverted": lambda good, seed: inverted(good),
+    "inverted-revived": lambda good, seed: inverted(good, revive=seed),
+}
 
 
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
@@ -429,9 +466,10 @@ def _write_scores(
     ticket: Ticket | None,
     *,
     stage: str,
+    kind: str = "full",
 ) -> None:
     """scores.jsonl (the fields of a ScoreRow), subgroups.jsonl and predictions.jsonl."""
-    what = {"kind": "full", "draw": 0} if ticket is None else {"kind": ticket.kind, "draw": ticket.details.get("draw", 0)}
+    what = {"kind": kind, "draw": 0} if ticket is None else {"kind": ticket.kind, "draw": ticket.details.get("draw", 0)}
     what, groups = what | {"stage": stage}, []
     for role, (split, set_) in data.evaluated().items():
         if set_.groups is not None:
@@ -555,6 +593,8 @@ def _title(cell: Cell) -> str:
 
 def _about(cell: Cell) -> str:
     ticket = cell.inputs.get("ticket")
+    if cell.step == "train_mode":
+        return str(cell.settings["mode"])
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
     if cell.step == "lesion":
@@ -573,5 +613,6 @@ STEPS: dict[str, Step] = {
     "derive": Step(1, run_derive, lambda cell: 1.0, _title),
     "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
     "lesion": Step(1, run_lesion, _lesion_work, _title),
+    "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
 }
