@@ -274,6 +274,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     )
     ticket.save_pretrained(out / "ticket")
     smaller = {part: one for part, one in overlap.items() if one.size_b < one.size_a}
+    drawn_size = options.random_size == "bernoulli" and kind.rule in CONTROLS
     said = [
         f"{name} keeps {one.size_b} {part}, the good ticket {one.size_a}: "
         + (
