@@ -25,7 +25,7 @@ from tombola.study.lesions import Cut, check_cut
 from tombola.study.plan import Study, plan_study
 from tombola.study.prasanna2020 import EXPERIMENTS as OWN
 from tombola.study.results import collect
-from tombola.study.steps import _prepare_mode
+from tombola.study.steps import prepare_mode
 
 FAST: dict[str, Any] = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}
 
@@ -222,7 +222,6 @@ def test_zeroing_equals_zeroing_by_hand(lab: Lab, tiny_folder: Path, data_folder
                 for kind in kinds:
                     getattr(layer.attention.self, kind).weight.zero_()
         assert found[f"zero {what}"] == accuracy(), what
-    assert found["zero q"] == found["zero k"] or found["zero q"] != found["zero v"], "without values nothing is attended"
 
 
 def test_reverting_equals_copying_the_base_by_hand(lab: Lab, tiny_folder: Path, data_folder: Path) -> None:
@@ -317,7 +316,7 @@ def test_train_modes_train_what_they_say(lab: Lab, tiny_folder: Path) -> None:
 def test_a_mode_freezes_and_draws_what_it_says(name: str, moved: str, fresh: bool, tiny_folder: Path) -> None:
     model = load_weights(tiny_folder, ("bad", "good"), head_seed=0)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    _prepare_mode(TRAIN_MODES[name], model, read_anatomy(model), RunSeeds(head=0, data=0, dropout=0, mask=0))
+    prepare_mode(TRAIN_MODES[name], model, read_anatomy(model), RunSeeds(head=0, data=0, dropout=0, mask=0))
     trained = {key for key, value in model.named_parameters() if value.requires_grad}
     head = {"classifier.weight", "classifier.bias"}
     assert trained == (head if moved == "head" else set(before))

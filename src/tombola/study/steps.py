@@ -97,7 +97,7 @@ def _trained(
     model.to(device)
     said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
     if "mode" in settings:
-        _prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
+        prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
         said.append("nothing was trained (epochs 0): the task head was drawn, and scores are those of chance")
     log = fine_tune(
@@ -114,7 +114,7 @@ def _trained(
     return model, log, said
 
 
-def _prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, seeds: RunSeeds) -> None:
+def prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, seeds: RunSeeds) -> None:
     """Weights drawn again, and all but the task's head frozen, as the mode says."""
     if mode.random:
         LESIONS["random-init"](model, anatomy, lesion_seed(seeds.mask, 0))
@@ -277,11 +277,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     drawn_size = options.random_size == "bernoulli" and kind.rule in CONTROLS
     said = [
         f"{name} keeps {one.size_b} {part}, the good ticket {one.size_a}: "
-        + (
-            "its size is drawn too"
-            if options.random_size == "bernoulli" and kind.rule in CONTROLS
-            else "no more were removed by it"
-        )
+        + ("its size is drawn too" if drawn_size else "no more were removed by it")
         for part, one in smaller.items()
     ]
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
