@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tombola
 from tombola.anatomy import read_anatomy
-from tombola.errors import SearchError, SettingsError
+from tombola.errors import MaskError, SearchError, SettingsError
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.search.controls import inverted
@@ -88,6 +88,11 @@ def test_size_matched_masks_remove_exactly_the_share_of_the_s_mask(lab: Lab, tin
     assert shared == max(0, 2 * kept - n), "bad shares with good only what it must"
     stages = [(row["kind"], row["stage"]) for one in cells if one.step in ("evaluate", "retrain") for row in scores(lab, one)]
     assert sorted(set(stages)) == [(kind, stage) for kind in ("bad", "good", "random") for stage in ("pruned", "retrained")]
+
+
+def test_a_scope_that_is_none_is_refused_before_anything_is_trained(lab: Lab, tiny_folder: Path) -> None:
+    with pytest.raises(MaskError, match="there is no scope"):
+        cells_of(lab, tiny_folder, "size-matched", scope="bodi")
 
 
 def test_joined_masks_keep_the_heads_of_one_and_the_mlps_of_the_other(lab: Lab, tiny_folder: Path) -> None:

@@ -18,6 +18,7 @@ from tombola.search.magnitude import CriterionName
 from tombola.search.supers import SuperSettings
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, only
+from tombola.study.data import check_parts, task_of
 from tombola.study.jobs import Tested, plan_controls, plan_derived, plan_lesion, plan_retrain, plan_test, plan_train_mode
 from tombola.study.lesions import ACTS, Cut
 from tombola.study.presets import preset_values
@@ -69,11 +70,18 @@ class MatchedOptions(Nothing):
 
 
 def size_matched(context: Context, options: MatchedOptions) -> list[Cell]:
-    """X11: magnitude, random and bad masks of single values that remove exactly the share an s-mask removes."""
+    """X11: magnitude, random and bad masks of single values that remove exactly the share an s-mask removes.
+
+    Raises: MaskError for a scope that is unknown or matches nothing.
+    """
     tested: list[Tested] = []
     for name in options.of:
         for settings, one in found(name, context):
             mask = plan_derived("size-matched", one.search, scope=options.scope)
+            if context.lab.store.load(mask.key) is None:  # a scope that is none is refused before anything is trained
+                data = one.dense.settings["data"]
+                objective = task_of(context.lab, data["task"], data.get("source")).objective
+                check_parts(context.lab, one.dense.settings["model"], objective, options.scope)
             tested.append(plan_test(mask, one.dense, settings.retrain, retrain=options.retrain))
             tested += plan_controls(mask, one.dense, options.kinds, options.draws, settings, retrain=options.retrain)
     return [cell for one in tested for cell in one.cells]
