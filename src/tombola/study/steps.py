@@ -598,9 +598,10 @@ def _about(cell: Cell) -> str:
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
-    if isinstance(ticket, Cell) and ticket.step in ("control", "derive"):
-        return _about(ticket)
-    return "good" if ticket is not None else ""
+    tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
+    dense = cell.inputs.get("dense")
+    longer = isinstance(dense, Cell) and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]
+    return f"{tested}, {cell.settings['train']['epochs']} epochs" if longer else tested
 
 
 STEPS: dict[str, Step] = {
