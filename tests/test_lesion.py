@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.errors import AnatomyError
-from tombola.lesion import LESIONS, reinitialise, shuffle_layers, shuffle_values
+from tombola.gates import Gates
+from tombola.lesion import (
+    LESIONS,
+    PARTS,
+    copy_values,
+    head_values,
+    part_values,
+    reinitialise,
+    shuffle_layers,
+    shuffle_values,
+    without_residual,
+    zero_values,
+)
+from tombola.mask import Mask
 
 MakeTiny = Callable[..., Any]
 
@@ -328,3 +341,146 @@ def test_a_config_that_does_not_say_the_spread_is_refused(std: object, copy_of: 
         reinitialise(copy_of, MATRICES, 0)
     assert not changed(before, copy_of)
     reinitialise(copy_of, [*BIASES, *NORMS], 0)  # these need no spread
+
+
+# ---------------------------------------------------------------------------------------------------- parts of a model
+
+BY_HAND = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+    "in": "intermediate.dense",
+    "out": "output.dense",
+}
+
+
+@pytest.mark.parametrize("what", BY_HAND)
+def test_a_part_is_its_weight_and_bias_in_the_layers_asked_for(what: str, bert: tuple[Any, Anatomy]) -> None:
+    found = part_values(*bert, what, (0, 2))
+    assert found.keys() == {f"bert.encoder.layer.{i}.{BY_HAND[what]}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    assert all(bool(of.all()) for of in found.values())
+
+
+def test_words_are_one_table_and_a_layer_everything_in_it(bert: tuple[Any, Anatomy]) -> None:
+    assert part_values(*bert, "words", (0,)).keys() == {"bert.embeddings.word_embeddings.weight"}
+    inside = {name for name, _ in bert[0].named_parameters() if name.startswith("bert.encoder.layer.1.")}
+    assert part_values(*bert, "layer", (1,)).keys() == inside and len(inside) == 16
+    assert {*BY_HAND, "words", "layer"} == PARTS.keys()
+
+
+def test_of_fused_projections_each_part_is_a_slice_and_together_they_are_all() -> None:
+    """GPT-2 has q, k and v side by side in one transposed matrix."""
+    from conftest import tiny_family
+
+    model = tiny_family("gpt2")
+    anatomy = read_anatomy(model)
+    name = next(n for n in anatomy.shapes if n.endswith("h.0.attn.c_attn.weight"))
+    width = anatomy.shapes[name][0]
+    for i, what in enumerate("qkv"):
+        of = part_values(model, anatomy, what, (0,))[name]
+        columns = [width * i <= c < width * (i + 1) for c in range(3 * width)]
+        assert of.tolist() == [columns] * width
+    assert bool(part_values(model, anatomy, "q+k+v", (0,))[name].all())
+
+
+@pytest.mark.parametrize(("what", "layers"), [("qq", (0,)), ("q", (3,)), ("q", (-1,)), ("", (0,))])
+def test_parts_that_are_not_there_are_refused(what: str, layers: tuple[int, ...], bert: tuple[Any, Anatomy]) -> None:
+    with pytest.raises(AnatomyError, match="no such parts"):
+        part_values(*bert, what, layers)
+
+
+def test_only_the_values_asked_for_are_drawn_and_they_are_those_of_a_whole_draw(copy_of: Any) -> None:
+    name = MATRICES[0]
+    only = {name: torch.rand(copy_of.get_parameter(name).shape, generator=torch.Generator().manual_seed(0)) < 0.3}
+    before = copy_of.get_parameter(name).detach().clone()
+    whole = deepcopy(copy_of)
+    reinitialise(whole, [name], 5)
+    reinitialise(copy_of, [name], 5, only)
+    now = copy_of.get_parameter(name)
+    assert torch.equal(now[only[name]], whole.get_parameter(name)[only[name]])
+    assert torch.equal(now[~only[name]], before[~only[name]])
+
+
+def test_zeroing_leaves_biases_and_values_not_asked_for(bert: tuple[Any, Anatomy], copy_of: Any) -> None:
+    before = values(copy_of)
+    zero_values(copy_of, part_values(*bert, "q", (1,)))
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    assert changed(before, copy_of) == {name} and not copy_of.get_parameter(name).any()
+
+
+def test_rotated_rows_are_those_of_the_row_before(bert: tuple[Any, Anatomy], copy_of: Any) -> None:
+    name = "bert.embeddings.word_embeddings.weight"
+    table = bert[0].get_parameter(name)
+    copy_values(copy_of, bert[0], [name], rotated=True)
+    for row, now in enumerate(copy_of.get_parameter(name)):
+        assert torch.equal(now, table[row - 1])
+
+
+def test_values_of_heads_are_exactly_what_decides_their_output(bert: tuple[Any, Anatomy], copy_of: Any) -> None:
+    """Other values there leave the model under the mask as it is; one other value beside them does not."""
+    model, anatomy = bert
+    kept = torch.ones(3, 4, dtype=torch.bool)
+    kept[0, 1] = kept[2, 3] = False
+    ids = torch.arange(10).reshape(1, 10)
+    with Gates(model, anatomy, Mask(heads=kept)), torch.no_grad():
+        wanted = model(input_ids=ids).logits
+    for which in ("all", "o"):
+        own = head_values(anatomy, kept, which)
+        changed_model = deepcopy(model)
+        reinitialise(changed_model, own, 3, own)
+        with Gates(changed_model, anatomy, Mask(heads=kept)), torch.no_grad():
+            assert torch.equal(changed_model(input_ids=ids).logits, wanted), which
+        assert not torch.equal(changed_model(input_ids=ids).logits, model(input_ids=ids).logits), which
+    sizes = {which: sum(int(of.sum()) for of in head_values(anatomy, kept, which).values()) for which in ("all", "o", "o-rows")}
+    assert sizes == {"all": 2 * anatomy.attentions[0].values_per_head, "o": 2 * 24 * 96, "o-rows": 2 * 24 * 96}
+    rows = head_values(anatomy, kept, "o-rows")
+    reinitialise(copy_of, rows, 3, rows)
+    with Gates(copy_of, anatomy, Mask(heads=kept)), torch.no_grad():
+        assert not torch.equal(copy_of(input_ids=ids).logits, wanted), "the released rows belong to other heads too"
+    with pytest.raises(AnatomyError, match="no values"):
+        head_values(anatomy, kept, "rows")
+
+
+def test_values_of_heads_that_are_all_kept_are_none(bert: tuple[Any, Anatomy]) -> None:
+    for which in ("all", "o", "o-rows"):
+        assert head_values(bert[1], torch.ones(3, 4, dtype=torch.bool), which) == {}
+
+
+@pytest.mark.parametrize("form", ["drop", "double"])
+def test_a_residual_is_left_out_in_every_family_with_a_norm_behind_it(form: Any, family: str) -> None:
+    """By hand: what the last norm of the last layer gives, from the MLP's output alone."""
+    from conftest import tiny_model
+
+    model = tiny_model(family)
+    anatomy = read_anatomy(model)
+    ids = torch.arange(3, 13).reshape(2, 5)
+    seen: dict[str, Tensor] = {}
+    last = anatomy.layers[-1]
+    out, layer = model.get_submodule(last.mlp.out.path), model.get_submodule(last.path)
+    norm = layer.output_layer_norm if family == "distilbert" else layer.output.LayerNorm
+    handles = [
+        out.register_forward_hook(lambda _, __, y: seen.__setitem__("branch", y)),
+        norm.register_forward_hook(lambda _, __, y: seen.__setitem__("normed", y)),
+    ]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with without_residual(model, anatomy, [1], form):
+            without = model(input_ids=ids).logits
+            assert torch.equal(seen["normed"], norm(seen["branch"] * (1 if form == "drop" else 2)))
+        assert torch.equal(model(input_ids=ids).logits, before) and not torch.equal(without, before)
+    for handle in handles:
+        handle.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "nothing stays behind"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_residual_of_a_pre_norm_model_is_refused(family: str) -> None:
+    from conftest import tiny_family
+
+    model = tiny_family(family)
+    with pytest.raises(AnatomyError, match="not added right before"), without_residual(model, read_anatomy(model), [0]):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(AnatomyError, match="no such layers"), without_residual(model, read_anatomy(model), [2]):
+        pass

@@ -2,29 +2,37 @@
 
 A ticket that trains as well from re-initialised or shuffled weights owes nothing to pre-training (Chen et al. 2020, sec. 3: the
 controls θ0' and θ0''). Each function works in place, on a model that holds no mask, and draws from CPU generators of its own: the
-result depends on the seed, and on nothing else that is random. Which parameters a lesion reaches, `LESIONS` says.
+result depends on the seed, and on nothing else that is random. What a lesion of a whole model reaches, `LESIONS` says; what one
+of parts reaches, in some layers, `PARTS` says (after the released code of Prasanna et al. 2020, X4 to X9 of the reproduction's
+list).
 """
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from tombola.anatomy import Anatomy
+from tombola.anatomy import Anatomy, Projection, evaluating, probe_inputs
 from tombola.errors import AnatomyError
+from tombola.mask import Mask
 from tombola.scope import SCOPES, scope_parameters
 
 Lesion = Callable[[nn.Module, Anatomy, int], None]
 
 
-def reinitialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
+def reinitialise(
+    model: nn.Module, names: Iterable[str], seed: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None
+) -> None:
     """Draws the named parameters again: weights of Linear and Embedding from N(0, config.initializer_range), biases 0, the weight
     of a LayerNorm 1; the padding row of an embedding is 0, as before any training.
 
     Each parameter has a generator of its own, seeded by (seed, name): what one becomes does not depend on which others are named,
-    nor on dtype, device or threads.
+    nor on dtype, device or threads. only: name → which of its values are drawn; the others stay, bit for bit.
 
     Raises: AnatomyError, before anything is changed, for names that the model does not have, parameters whose initial values
     this rule does not know, and a config without initializer_range.
@@ -45,7 +53,7 @@ def reinitialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
         for name, parameter in parameters.items():
             draw = fresh[name]
             assert draw is not None
-            parameter.copy_(draw(parameter, _generator(seed, name)))
+            _put(parameter, draw(parameter, _generator(seed, name)), None if only is None else only[name])
 
 
 def shuffle_values(model: nn.Module, names: Iterable[str], seed: int) -> None:
@@ -92,15 +100,197 @@ def shuffle_layers(model: nn.Module, anatomy: Anatomy, seed: int) -> tuple[int, 
     return order
 
 
-def copy_values(model: nn.Module, source: nn.Module, names: Iterable[str]) -> None:
+def copy_values(
+    model: nn.Module,
+    source: nn.Module,
+    names: Iterable[str],
+    only: Mapping[str, Bool[Tensor, "..."]] | None = None,
+    *,
+    rotated: bool = False,
+) -> None:
     """The named parameters become those of `source`, a model of the same architecture, bit for bit.
 
+    only: name → which of its values are copied. rotated: each row takes the place of the next one, the last that of the first: of
+    embeddings, the control in which every word has another's (X6).
     Raises: AnatomyError for names that either does not have.
     """
     own, others = _named(model, names), _named(source, names)
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(others[name])
+            value = others[name].roll(1, 0) if rotated else others[name]
+            _put(parameter, value, None if only is None else only[name])
+
+
+def zero_values(model: nn.Module, only: Mapping[str, Bool[Tensor, "..."]]) -> None:
+    """These values of weights become 0; biases and norms stay as they are (X5). Raises: AnatomyError for unknown names."""
+    with torch.no_grad():
+        for name, parameter in _named(model, only).items():
+            if parameter.ndim >= 2:
+                _put(parameter, torch.zeros_like(parameter), only[name])
+
+
+# ------------------------------------------------------------------------------------------------------- parts of a model
+
+
+def part_values(model: nn.Module, anatomy: Anatomy, what: str, layers: Sequence[int]) -> dict[str, Bool[Tensor, "..."]]:
+    """Parameter name → which of its values belong to `what`, names of `PARTS` joined by "+", in these layers.
+
+    Of q, k, v that are fused into one parameter the slice of each. Raises: AnatomyError for unknown parts and layers.
+    """
+    unknown = [term for term in what.split("+") if term not in PARTS]
+    outside = [layer for layer in layers if not 0 <= layer < anatomy.n_layers]
+    if unknown or outside:
+        raise AnatomyError(
+            "there are no such parts of a model",
+            got=", ".join([*unknown, *(f"layer {layer}" for layer in outside)]),
+            expected=f"{', '.join(PARTS)}, joined by +, in layers 0…{anatomy.n_layers - 1}",
+        )
+    found: dict[str, Tensor] = {}
+    for term in what.split("+"):
+        for name, of in PARTS[term](model, anatomy, layers).items():
+            found[name] = found[name] | of if name in found else of
+    return found
+
+
+def head_values(anatomy: Anatomy, kept: Bool[Tensor, "attention head"], which: str = "all") -> dict[str, Bool[Tensor, "..."]]:
+    """Parameter name → the values of the heads that are not kept (X9).
+
+    all      their q, k, v rows with biases and their columns of o; a kv-head's once no head that reads it is kept
+    o        their columns of o alone
+    o-rows   the rows of o of the same numbers, as released: these belong to no head
+
+    Raises: AnatomyError for another `which`, and for o-rows of an o that is not square.
+    """
+    if which not in ("all", "o", "o-rows"):
+        raise AnatomyError(f"heads have no values {which!r}", expected="all, o, o-rows")
+    if which == "all":
+        return {name: ~part for name, part in anatomy.as_values(Mask(heads=kept)).items()}
+    found = {}
+    for attention, heads in zip(anatomy.attentions, kept, strict=True):
+        o, lost = attention.o, ~heads.repeat_interleave(attention.d_head)
+        if which == "o-rows" and o.n_in != o.n_out:
+            raise AnatomyError("the rows of o are not as many as its columns", got=f"{o.n_out} and {o.n_in}", next="take o")
+        along_rows = (which == "o-rows") != o.transposed
+        name = f"{o.path}.weight"
+        found[name] = (lost[:, None] if along_rows else lost).expand(anatomy.shapes[name])
+    return {name: of for name, of in found.items() if bool(of.any())}
+
+
+@contextmanager
+def without_residual(
+    model: nn.Module, anatomy: Anatomy, layers: Sequence[int], form: Literal["drop", "double"] = "drop"
+) -> Iterator[None]:
+    """The model in eval mode without the residual around the MLP of these layers (X7); afterwards it is as it was.
+
+    drop     the norm after the MLP gets the MLP's output alone
+    double   it gets that output twice, as the released code has it, which adds the branch to itself
+
+    Weights are not touched. The norm is found on a probe: the one whose input is the MLP's input plus its output, bit for bit.
+    Raises: AnatomyError for layers the model does not have, or where no norm gets that sum, as in pre-norm models.
+    """
+    outside = [layer for layer in layers if not 0 <= layer < anatomy.n_layers]
+    if outside:
+        raise AnatomyError("there are no such layers", got=outside, expected=f"0…{anatomy.n_layers - 1}")
+    factor, handles = 2.0 if form == "double" else 1.0, list[Any]()
+    with evaluating(model):
+        norms = _norms_after_mlps(model, anatomy, layers)
+        try:
+            for layer, norm in norms.items():
+                branch: list[Tensor] = []  # what the MLP gave last; of each layer its own
+                out = model.get_submodule(anatomy.layers[layer].mlp.out.path)
+                handles.append(out.register_forward_hook(lambda _, __, y, branch=branch: branch.__setitem__(slice(None), [y])))
+                handles.append(norm.register_forward_pre_hook(lambda _, __, branch=branch: (factor * branch[0],)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _norms_after_mlps(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> dict[int, nn.Module]:
+    found: dict[int, nn.Module] = {}
+    seen: dict[tuple[int, str], Tensor] = {}
+    handles = []
+    for layer in layers:
+        parts = anatomy.layers[layer]
+        into, out = (model.get_submodule(one.path) for one in (parts.mlp.ins[0], parts.mlp.out))
+
+        def enter(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+            seen[layer, "in"] = args[0]
+
+        def leave(_: nn.Module, __: tuple[Any, ...], y: Tensor, layer: int = layer) -> None:
+            seen[layer, "out"] = y
+
+        def norm(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+            sides = [seen.get((layer, side)) for side in ("in", "out")]
+            x, y = sides
+            if x is not None and y is not None and x.shape == y.shape and torch.equal(args[0], x + y):
+                found.setdefault(layer, module)
+
+        handles += [into.register_forward_pre_hook(enter), out.register_forward_hook(leave)]
+        inside = model.get_submodule(parts.path).modules()
+        handles += [one.register_forward_pre_hook(norm) for one in inside if isinstance(one, nn.LayerNorm)]
+    try:
+        with torch.no_grad():
+            model(**probe_inputs(model, 2))
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        raise AnatomyError(
+            f"the residual of the MLP is not added right before a LayerNorm in this {type(model).__name__}",
+            got=f"layers {', '.join(map(str, missing))}",
+            expected="a post-norm model, such as BERT, RoBERTa, ELECTRA or DistilBERT",
+        )
+    return found
+
+
+PartValues = Callable[[nn.Module, Anatomy, Sequence[int]], dict[str, Tensor]]
+
+
+def _projections(choose: Callable[[Any], Iterable[Projection]]) -> PartValues:
+    """The values, bias included, of some projections of each layer."""
+
+    def values(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for projection in (one for layer in layers for one in choose(anatomy.layers[layer])):
+            for kind in ("weight", "bias") if projection.has_bias else ("weight",):
+                name = f"{projection.path}.{kind}"
+                of = torch.zeros(anatomy.shapes[name], dtype=torch.bool)
+                along = of.T if kind == "weight" and projection.transposed else of
+                along[projection.channels()] = True
+                found[name] = found[name] | of if name in found else of
+        return found
+
+    return values
+
+
+def _words(model: Any, anatomy: Anatomy, layers: Sequence[int]) -> dict[str, Tensor]:
+    """The table of word embeddings, which is in no layer."""
+    table = model.get_input_embeddings().weight
+    return {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if p is table}
+
+
+def _whole_layers(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> dict[str, Tensor]:
+    """Every parameter of a layer, norms included."""
+    paths = tuple(f"{anatomy.layers[layer].path}." for layer in layers)
+    return {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if name.startswith(paths)}
+
+
+# What lesions of parts can reach: name -> (model, anatomy, layers) -> parameter name -> which of its values.
+PARTS: dict[str, PartValues] = {
+    "words": _words,
+    "q": _projections(lambda layer: [one.q for one in layer.attentions]),
+    "k": _projections(lambda layer: [one.k for one in layer.attentions]),
+    "v": _projections(lambda layer: [one.v for one in layer.attentions]),
+    "o": _projections(lambda layer: [one.o for one in layer.attentions]),
+    "in": _projections(lambda layer: layer.mlp.ins),
+    "out": _projections(lambda layer: [layer.mlp.out]),
+    "layer": _whole_layers,
+}
+
+
+# ------------------------------------------------------------------------------------------------------- of a whole model
 
 
 def _reinit_body(model: nn.Module, anatomy: Anatomy, seed: int) -> None:
@@ -174,6 +364,12 @@ def _std(model: nn.Module) -> float:
             next="set config.initializer_range",
         )
     return std
+
+
+def _put(parameter: Tensor, value: Tensor, only: Tensor | None) -> None:
+    """`value` in place of the parameter's, or of those of its values that `only` says."""
+    value = value.to(parameter)
+    parameter.copy_(value if only is None else torch.where(only.to(parameter.device), value, parameter))
 
 
 def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:

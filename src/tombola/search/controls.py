@@ -183,6 +183,23 @@ def _of_layers(
     return Mask(heads=drawn[layers][:, None].expand_as(good.heads), mlps=drawn)
 
 
+def inverted(good: Mask, *, revive: int | None = None) -> Mask:
+    """What `good` removed, and nothing it kept: of another size than `good`, so no control of `CONTROLS`.
+
+    revive: a seed; each layer that would lose all its heads then keeps one, drawn by it. Source: Prasanna et al. 2020, released
+    code (X2 of the reproduction's list), which revives; the plain inverse does not.
+    """
+    mask = ~good
+    if revive is None or mask.heads is None:
+        return mask
+    rng, heads = np.random.default_rng([revive, 2]), mask.heads.clone()
+    for row in heads:
+        drawn = int(rng.integers(len(row)))  # drawn for every layer: which one is revived depends on no other
+        if not bool(row.any()):
+            row[drawn] = True
+    return Mask(heads=heads, mlps=mask.mlps, neurons=mask.neurons, values=mask.values)
+
+
 def needs_scores(good: Mask, kind: str, settings: ControlSettings) -> bool:
     """Whether the rule of this kind looks at scores, for any type of part that `good` has."""
     units = {name if name in UNITS else "values" for name in good.parts()}

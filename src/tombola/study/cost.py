@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tombola.errors import TombolaError
 from tombola.store import PROVENANCE
 from tombola.study.cells import Cell, Lab, read_json
+from tombola.study.kinds import TRAIN_MODES
 
 if TYPE_CHECKING:
     from tombola.store import Store
@@ -83,11 +84,12 @@ def _machine_of(cell: Cell) -> Mapping[str, Any]:
 def flops(cell: Cell, lab: Lab, out: Path) -> float:
     """FLOPs of a cell that was just computed into `out`, by the formula above; 0 for one that runs no model."""
     base = next((one for one in cell.needed() if "data" in one.settings), None)
-    if base is None or cell.step == "control":
+    if base is None or cell.step in ("control", "derive"):
         return 0.0
     forward = 2.0 * _matrix_weights(lab, base)
-    if cell.step in ("fine_tune", "retrain"):
-        trained = 3.0 * float(read_json(out / "train.json")["padded_tokens"])
+    if cell.step in ("fine_tune", "retrain", "train_mode"):
+        frozen = cell.step == "train_mode" and TRAIN_MODES[cell.settings["mode"]].frozen  # nothing goes back through the body
+        trained = (1.0 if frozen else 3.0) * float(read_json(out / "train.json")["padded_tokens"])
         return forward * (trained + _tokens(lab, base, "selection", "report", "challenge"))
     if cell.step == "search":
         path = read_json(out / "ticket" / "ticket.json")["details"]["path"]

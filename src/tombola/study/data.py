@@ -145,6 +145,10 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
             cap = min(len(report), settings["selection_rows"] or len(report))
             selection, name = report.take(range(cap)), task.splits["report"]
         doubts, challenge = list(data_doubts(task, rows)), rows.get("challenge")
+        if settings["selection_split"] == "train":  # as many as the report has; the model is trained on what it is otherwise
+            cap = min(len(report), len(train), settings["selection_rows"] or len(report))
+            selection, name = _drawn(train, cap, settings["split_seed"]), task.splits["train"]
+            doubts.append("masks are chosen on rows that the model was trained on: the floor is held there, and elsewhere not")
         if cap := settings.get("report_rows"):
             doubts += [f"scores are on {cap:,} rows drawn of {len(report):,}"] if cap < len(report) else []
             report = _drawn(report, cap, settings["split_seed"])

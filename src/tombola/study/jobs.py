@@ -17,7 +17,9 @@ from tombola.store import CELL
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, check_parts, encoded_rows, named, rows_said, source_of, task_data, task_of
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.derived import check_rule
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
+from tombola.study.lesions import Cut, check_cut
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
@@ -128,11 +130,50 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
 
 
 def plan_retrain(
-    ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, keep_weights: bool = False
+    ticket: Cell | Given,
+    dense: Cell,
+    options: RetrainSettings = RetrainSettings(),
+    *,
+    keep_weights: bool = False,
+    epochs: int | None = None,
 ) -> Cell:
-    """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule)."""
-    settings = _shared(dense) | {"train": dense.settings["train"], "retrain": asdict(options), "keep_weights": keep_weights}
+    """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
+
+    epochs: another number of them, with a schedule of its own.
+    """
+    train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
+    settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
     return _cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+def plan_train_mode(mode: str, dense: Cell) -> Cell:
+    """The cell of training the base in another mode of `TRAIN_MODES` than `dense`, on the same rows, by the same seeds and
+    schedule; its predictions are compared with those of `dense`. Raises: SettingsError for an unknown mode.
+    """
+    if mode not in TRAIN_MODES:
+        raise SettingsError([TombolaError(f"there is no train mode {mode!r}", expected=", ".join(TRAIN_MODES))])
+    settings = _shared(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
+    return _cell("train_mode", settings, dense=dense)
+
+
+def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:
+    """The cell of a ticket made from others by a rule of `tombola.study.derived`; base and seeds are those of `ticket`.
+
+    Raises: SettingsError as `check_rule`.
+    """
+    check_rule(rule, options)
+    taken = {f"other_{i}": one for i, one in enumerate(others)}
+    return _cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
+
+
+def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Cell:
+    """The cell of one lesion of a dense model, in all its places; of removed heads with the ticket that removes them.
+
+    Raises: SettingsError as `check_cut`.
+    """
+    check_cut(cut)
+    taken = {} if ticket is None else {"ticket": ticket}
+    return _cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ControlKind:
-    """rule: of `search.controls.CONTROLS`; "good" keeps the ticket's own mask, "all" keeps everything."""
+    """rule: of `search.controls.CONTROLS`; "good" keeps the ticket's own mask, "all" everything, "inverted" what it removed."""
 
     rule: str
     about: str
@@ -36,6 +36,8 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
         {"bad_m_rule": "remove_highest", "bad_s_rule": "lowest_importance"},
     ),
     "strict-bad": ControlKind("strict-bad", "only what good removed"),
+    "inverted": ControlKind("inverted", "all that good removed, of another size than good"),
+    "inverted-revived": ControlKind("inverted-revived", "the same, with one head drawn in each layer that would have none"),
     "reinit-body": ControlKind("good", "the good mask; attention and MLPs drawn again", lesion="reinit-body"),
     "reinit-body-embeddings": ControlKind(
         "good", "the good mask; attention, MLPs and embeddings drawn again", lesion="reinit-body-embeddings"
@@ -43,4 +45,22 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
     "shuffle-values": ControlKind("good", "the good mask; values permuted within each matrix", lesion="shuffle-values"),
     "shuffle-layers": ControlKind("good", "the good mask; layers permuted", lesion="shuffle-layers"),
     "dense-random-init": ControlKind("all", "nothing removed; all weights drawn again", lesion="random-init"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMode:
+    """How a dense model is trained otherwise than by fine-tuning all of the base."""
+
+    kind: str  # of its scores
+    about: str
+    random: bool  # all weights but the task's head are drawn again first, as for dense-random-init
+    frozen: bool  # the task's head alone is trained
+
+
+# The train modes of Prasanna et al. 2020, released code (X1 of the reproduction's list); fine_tune is the dense model itself.
+TRAIN_MODES: Mapping[str, TrainMode] = {
+    "frozen": TrainMode("frozen", "the task's head alone is trained", random=False, frozen=True),
+    "random": TrainMode("random-init", "all trained from weights drawn again", random=True, frozen=False),
+    "random_frozen": TrainMode("random-init-frozen", "the head alone, on weights drawn again", random=True, frozen=True),
 }

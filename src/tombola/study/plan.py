@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from tombola.errors import DataError, SettingsError, TombolaError
 from tombola.study.cells import Cell, Lab, read_json, write_json
-from tombola.study.experiments import EXPERIMENTS, SEARCHED, SEED_NAMES, Context, rungs_of
+from tombola.study.context import SEARCHED, SEED_NAMES, Context
+from tombola.study.experiments import EXPERIMENTS, rungs_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT
 from tombola.study.settings import options_of, resolve
@@ -244,6 +245,7 @@ def _problems(study: Study) -> Iterable[TombolaError]:
         yield from unknown(f"search (of {name})", searched, SEARCHED)
         yield from unknown(f"kind of control (of {name})", getattr(options, "kinds", ()), CONTROL_KINDS)
         fixed |= {setting: one for one in searched if one in SEARCHED for setting in SEARCHED[one][1]}
+        fixed |= dict.fromkeys(EXPERIMENTS[name].fixed, name)
         methods += EXPERIMENTS[name].methods(options)
     yield from _wrong_settings(study, list(dict.fromkeys(methods)), fixed)
 
@@ -407,5 +409,5 @@ def _bytes(lab: Lab, cell: Cell) -> int:
     predictions = 150 * sum(counts.get(role, 0) for role in ("selection", "report", "challenge"))
     searches = [one.settings.get("method") for one in cell.needed() if one.step == "search"]
     ticket = 20_000 + (0 if searches[-1:] == ["s-prune"] else weights // 32)
-    kept = ticket if cell.step in ("search", "control") else predictions
+    kept = ticket if cell.step in ("search", "control", "derive") else predictions
     return int(kept + (weights if cell.settings.get("keep_weights") else 0) + 4_000)

@@ -37,6 +37,8 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "control_draws": ("independent", "reseeded_42", "independent"),
     "bad_s_rule": ("pruned_plus_fill", "pruned_plus_fill", "pruned_plus_fill"),
     "bad_m_rule": ("pruned_plus_fill", "remove_highest", "pruned_plus_fill"),
+    "super_bad_rule": ("least_surviving", "removed_in_all", "least_surviving"),
+    "super_bad_draw": ("per_seed", "once", "per_seed"),
     "retrain_start": ("pretrained_keep_tuned_embeddings", "pretrained_all", "pretrained_all"),
     "empty_layer_bias": ("keep", "mask_keeps_shrink_drops", "keep"),
 }

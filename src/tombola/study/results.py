@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.derived import RULES
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from tombola.study.cells import Cell, Lab
     from tombola.study.jobs import RungCells
 
-KINDS = ("full", "good", *CONTROL_KINDS)  # "full" = the dense fine-tuned model, the others are tickets
+# "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; those of TRAIN_MODES = a dense model
+# trained otherwise; the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "lesion")
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 
@@ -56,6 +59,7 @@ class ScoreRow:
     n: int  # rows
     majority: float  # the same metric for always answering the most frequent class of this split, or one and the same value
     agreement: Agreement | None = None  # None for the dense model itself
+    lesion: str = ""  # of kind "lesion": what was done where, e.g. "redraw q+k, layers 3-4"; no two are to be averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class Results:
     settings: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # said by the cells themselves; the page adds those it can see from the rows
+    lesions: tuple[ScoreRow, ...] = ()  # scores of kind "lesion", which stand apart: each names its lesion
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
@@ -112,6 +117,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     from tombola.study.cost import total_cost
 
     scores: list[ScoreRow] = []
+    lesions: list[ScoreRow] = []
     tickets: list[TicketRow] = []
     warnings: dict[str, None] = {}  # in order, each once
     settings: dict[str, object] = {}
@@ -122,9 +128,10 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
-        if (folder / "scores.jsonl").is_file():
-            rows = [_score_row(entry.key, row) for row in read_rows(folder / "scores.jsonl")]
-            scores += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
+        for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
+            if (folder / name).is_file():
+                rows = [_score_row(entry.key, row) for row in read_rows(folder / name)]
+                found += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
         if (folder / "ticket").is_dir():
             ticket = _ticket_row(entry.key, folder)
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
@@ -153,6 +160,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         {name: _shown(value) for name, value in settings.items() if name not in ("rows", "counts")},
         provenance | {name: _shown(value) for name, value in made_with.items()},
         tuple(warnings),
+        tuple(sorted(lesions, key=_order)),
     )
 
 
@@ -194,6 +202,11 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             own = CONTROL_KINDS[one.settings["kind"]].changes
             flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
+        if one.step == "search":  # said of every mask, so that no derived one is taken for the ticket it comes from
+            flat["mask"] = "as found"
+        if one.step == "derive":
+            flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
+            flat["mask"] = RULES[one.settings["rule"]].family
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
@@ -306,7 +319,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
 
 def _order(row: "ScoreRow | TicketRow") -> tuple[Any, ...]:
     place = (row.model, row.task, KINDS.index(row.kind), row.seed, row.draw)
-    return (*place, row.stage, row.role, row.metric) if isinstance(row, ScoreRow) else place
+    return (*place, row.stage, row.lesion, row.role, row.metric) if isinstance(row, ScoreRow) else place
 
 
 def _where(settings: Mapping[str, Any], ticket: "TicketRow | None") -> str:

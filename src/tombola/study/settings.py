@@ -26,7 +26,8 @@ class DataSettings:
     selection_rows: Annotated[int, Ge(2)] | None = None  # cap on the rows the mask is chosen on
     report_rows: Annotated[int, Ge(2)] | None = None  # cap on the report and challenge rows, drawn by split_seed
     # validation: the rows a task has for this itself, apart from those it reports on (`files` with --test)
-    selection_split: Literal["held_out_from_train", "dev", "validation"] = "held_out_from_train"
+    # train: rows the model is trained on
+    selection_split: Literal["held_out_from_train", "dev", "validation", "train"] = "held_out_from_train"
     split_seed: Annotated[int, Ge(0)] = 0  # which train rows are held out; the same rows for every run seed
     max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut
     padding: Literal["bucketed", "max_length"] = "bucketed"  # max_length: rows in shuffled order, each padded to max_length

@@ -3,7 +3,10 @@
     fine_tune   base → dense model of a task             weights, predictions, scores
     search      fine-tuned model → good ticket           ticket, path, importance of every step
     control     ticket → control ticket of its size      ticket
+    derive      tickets → another ticket                 ticket
     evaluate    ticket on weights (pruned)               predictions, scores
+    lesion      part of a dense model destroyed          scores of each place
+    train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
@@ -23,18 +26,20 @@ from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
 from tombola.errors import CheckpointError, TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
 from tombola.gates import hold, lesion_of, masked, prove_acts
-from tombola.lesion import copy_values
+from tombola.lesion import LESIONS, copy_values
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.scope import scope_parameters
+from tombola.scope import SCOPES, scope_parameters
 from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
-from tombola.search.controls import CONTROLS, ControlSettings, control, needs_scores
+from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
 from tombola.store import fingerprint
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, Step, read_json, read_rows, write_json, write_rows
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
-from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.derived import RULES, Sources
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES, TrainMode
+from tombola.study.lesions import EXPECTED_PLACES, PLACES, Cut, Patient, done, said_of
 from tombola.study.searches import METHODS, Asked, Outcome
 from tombola.study.settings import RetrainSettings
 from tombola.tasks import bare_name
@@ -51,7 +56,10 @@ Progress = Callable[[float], None]
 
 
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
-    """fine_tune and retrain: base weights, new head; with a ticket its mask is held throughout. Goes on where it was killed."""
+    """fine_tune, retrain and train_mode: base weights, new head; with a ticket its mask is held throughout.
+
+    Goes on where it was killed.
+    """
     data, settings, ticket = same_data(cell, lab), cell.settings, _ticket(cell, lab)
     # Of several ranks each would need the random state of its own: what is killed there starts anew.
     checkpoints = lab.store.scratch(cell.key) / "training" if ranks.size() == 1 else None
@@ -64,15 +72,16 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         shutil.rmtree(checkpoints)
         model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
     predictions = _predict_all(cell, lab, data, model)
-    dense = None if ticket is None else _read_predictions(lab.folder(cell.inputs["dense"]))
-    _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if ticket is None else "retrained")
+    dense = _read_predictions(lab.folder(cell.inputs["dense"])) if "dense" in cell.inputs else None
+    kind = TRAIN_MODES[settings["mode"]].kind if "mode" in settings else "full"
+    _write_scores(cell, out, data, predictions, dense, ticket, stage="full" if dense is None else "retrained", kind=kind)
     train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
     if settings["keep_weights"] and ranks.rank() == 0:  # transformers writes nothing on the others
         model.save_pretrained(out / "weights")
         save_tokenizer(tokenizer_of(lab, cell), out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
-    doubts = {} if ticket is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
+    doubts = {} if dense is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
     if said or doubts:
         write_json(out / "result.json", {"warnings": said} | doubts)
 
@@ -87,6 +96,8 @@ def _trained(
     anatomy = read_anatomy(model, layout_of(settings["model"]))
     model.to(device)
     said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
+    if "mode" in settings:
+        prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
         said.append("nothing was trained (epochs 0): the task head was drawn, and scores are those of chance")
     log = fine_tune(
@@ -101,6 +112,23 @@ def _trained(
         ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
     )
     return model, log, said
+
+
+def prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, seeds: RunSeeds) -> None:
+    """Weights drawn again, and all but the task's head frozen, as the mode says."""
+    if mode.random:
+        LESIONS["random-init"](model, anatomy, lesion_seed(seeds.mask, 0))
+    if mode.frozen:
+        head = set(SCOPES["head"](model, anatomy))
+        if not head:
+            raise TombolaError(
+                "nothing is left to train",
+                got=f"{type(model).__name__} without a head of the task's own",
+                expected="a classifier",
+                next="leave the frozen train modes out for this task",
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in head)
 
 
 def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
@@ -215,7 +243,7 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         layers = layers_of_heads(good.anatomy) if good.scope == "layers" else None
         mask = control(good.mask, kind.rule, seed=good.seeds["mask"], draw=draw, settings=options, scores=scores, layers=layers)
     else:
-        mask = good.mask if kind.rule == "good" else good.mask | ~good.mask
+        mask = OTHER_RULES[kind.rule](good.mask, lesion_seed(good.seeds["mask"], draw))
     overlap, survival = good.mask.overlap_by_type(mask), good.details.get("survival")
     if mask != good.mask and survival is not None:
         heads, mlps = _anatomy_of(lab, good).survival(mask)
@@ -246,12 +274,60 @@ def run_control(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     )
     ticket.save_pretrained(out / "ticket")
     smaller = {part: one for part, one in overlap.items() if one.size_b < one.size_a}
+    drawn_size = options.random_size == "bernoulli" and kind.rule in CONTROLS
     said = [
         f"{name} keeps {one.size_b} {part}, the good ticket {one.size_a}: "
-        + ("its size is drawn too" if options.random_size == "bernoulli" else "no more were removed by it")
+        + ("its size is drawn too" if drawn_size else "no more were removed by it")
         for part, one in smaller.items()
     ]
     write_json(out / "result.json", {"warnings": said + _empty_mask(mask)})
+
+
+def run_derive(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A ticket made from others by a rule of `tombola.study.derived`; base, seeds and weights are those of the input `ticket`."""
+    own = _ticket(cell, lab)
+    assert own is not None
+    others = [_read_ticket(taken, lab) for role, taken in sorted(cell.inputs.items(), key=lambda one: (len(one[0]), one[0]))
+              if role != "ticket"]  # fmt: skip
+    rule, options = RULES[cell.settings["rule"]], cell.settings["options"]
+
+    def found_on() -> "tuple[PreTrainedModel, Anatomy]":
+        model = load_weights(locate_weights(own, "found_on")[0], own.objective, head_seed=0)
+        return model, read_anatomy(model, own.layout)
+
+    made = rule.make(Sources(own, others, options, found_on))
+    heads, mlps = _anatomy_of(lab, own).survival(made.mask)
+    overlap = {} if made.good is None else made.good.overlap_by_type(made.mask)
+    ticket = Ticket(
+        mask=made.mask,
+        base=own.base,
+        found_on=replace(own.found_on, path=_from_ticket(lab, own.found_on.path)),
+        anatomy=own.anatomy,
+        kind=rule.kind,
+        scope=made.scope,
+        sparsity=size_of(own.anatomy, made.mask).sparsity,
+        task=own.task,
+        labels=own.labels,
+        preset=own.preset,
+        settings=dict(own.settings) | {"derived": {"rule": cell.settings["rule"]} | dict(options)},
+        seeds=own.seeds,
+        details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}, "draw": options.get("draw", 0)}
+        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {}),
+        parents=tuple(one.identity for one in (own, *others)),
+        cell=cell.key,
+        versions={name: version(name) for name in ("tombola", "torch", "transformers")},
+    )
+    ticket.save_pretrained(out / "ticket")
+    write_json(out / "result.json", {"warnings": _empty_mask(made.mask)})
+
+
+# Rules of `CONTROL_KINDS` that draw no mask of the ticket's size: (the ticket's mask, a seed) → mask.
+OTHER_RULES: Mapping[str, Callable[[Mask, int], Mask]] = {
+    "good": lambda good, seed: good,
+    "all": lambda good, seed: good | ~good,
+    "inverted": lambda good, seed: inverted(good),
+    "inverted-revived": lambda good, seed: inverted(good, revive=seed),
+}
 
 
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
@@ -313,6 +389,38 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     write_json(out / "result.json", {"warnings": head})
 
 
+def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A lesion of the dense model, in each of its places, nothing trained after it.
+
+    With a ticket its removed heads are what is destroyed; what else it removes is masked, as in its pruned score.
+    """
+    data, ticket, dense = same_data(cell, lab), _ticket(cell, lab), cell.inputs["weights"]
+    cut, seeds, objective = Cut(**cell.settings["lesion"]), cell.settings["seeds"], data.task.objective
+    model = load_weights(lab.folder(dense) / "weights", objective, head_seed=seeds["head"])
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
+    model.to(cell.settings["machine"]["device"])
+    base: list[PreTrainedModel] = []
+
+    def pretrained() -> "PreTrainedModel":
+        if not base:
+            base.append(load_weights(base_folder(lab, cell.settings["model"]), objective, head_seed=seeds["head"]))
+        return base[0]
+
+    patient = Patient(model, anatomy, pretrained, lesion_seed(seeds["mask"], cut.draw))
+    heads = None if ticket is None else ticket.mask.heads
+    beside = Mask() if ticket is None else Mask(mlps=ticket.mask.mlps, neurons=ticket.mask.neurons)
+    before, places, rows = _read_predictions(lab.folder(dense)), PLACES[cut.where](anatomy.n_layers), list[dict[str, Any]]()
+    for i, layers in enumerate(places):
+        with done(cut, layers, patient, heads), masked(model, anatomy, beside):
+            predictions = _predict_all(cell, lab, data, model)
+        said = {"kind": "lesion", "stage": "pruned", "draw": cut.draw, "lesion": said_of(cut, layers, anatomy.n_layers)}
+        rows += _score_rows(cell, data, predictions, before, said)
+        progress((i + 1) / len(places))
+    write_rows(out / "lesions.jsonl", rows)
+    spared = heads is not None and bool(heads.all())
+    write_json(out / "result.json", {"warnings": ["the ticket removes no heads, so none was destroyed"] if spared else []})
+
+
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -327,8 +435,10 @@ def lesion_seed(mask_seed: int, draw: int) -> int:
 
 def _ticket(cell: Cell, lab: Lab) -> Ticket | None:
     taken = cell.inputs.get("ticket")
-    if taken is None:
-        return None
+    return None if taken is None else _read_ticket(taken, lab)
+
+
+def _read_ticket(taken: Cell | Given, lab: Lab) -> Ticket:
     return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
 
 
@@ -353,21 +463,48 @@ def _write_scores(
     ticket: Ticket | None,
     *,
     stage: str,
+    kind: str = "full",
 ) -> None:
     """scores.jsonl (the fields of a ScoreRow), subgroups.jsonl and predictions.jsonl."""
-    names, rows, groups = data.task.labels, [], []
+    what = {"kind": kind, "draw": 0} if ticket is None else {"kind": ticket.kind, "draw": ticket.details.get("draw", 0)}
+    what, groups = what | {"stage": stage}, []
     for role, (split, set_) in data.evaluated().items():
+        if set_.groups is not None:
+            common = _where(cell, what, split, role)
+            members = dict(zip(set_.ids, set_.groups, strict=True))
+            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
+            groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
+    write_rows(out / "scores.jsonl", _score_rows(cell, data, predictions, dense, what))
+    write_rows(out / "subgroups.jsonl", groups)
+    write_rows(
+        out / "predictions.jsonl",
+        (
+            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
+            for role, one in predictions.items()
+            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
+        ),
+    )
+
+
+def _where(cell: Cell, what: Mapping[str, Any], split: str, role: str) -> dict[str, Any]:
+    """What every score of a cell says of itself."""
+    settings = cell.settings
+    said = {"model": settings["model"]["name"], "task": settings["data"]["task"], "seed": settings["seeds"]["run"]}
+    return said | dict(what) | {"split": split, "role": role}
+
+
+def _score_rows(
+    cell: Cell,
+    data: TaskData,
+    predictions: Mapping[str, Predictions],
+    dense: Mapping[str, Predictions] | None,
+    what: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The fields of a ScoreRow for every set of rows and metric; `what` are those that say of which model."""
+    names, rows = data.task.labels, []
+    for role, (split, _) in data.evaluated().items():
         flips = None if dense is None else agreement(dense[role], predictions[role])
-        common = {
-            "model": cell.settings["model"]["name"],
-            "task": cell.settings["data"]["task"],
-            "seed": cell.settings["seeds"]["run"],
-            "kind": "full" if ticket is None else ticket.kind,
-            "stage": stage,
-            "draw": 0 if ticket is None else ticket.details.get("draw", 0),
-            "split": split,
-            "role": role,
-        }
+        common = _where(cell, what, split, role)
         said: dict[str, Any] | None = None if flips is None else {
             "flips": flips.flips,
             "lost": flips.lost,
@@ -380,20 +517,7 @@ def _write_scores(
             said["mean_difference"] = flips.mean_difference
         metrics = (data.task.metric, *data.task.extra_metrics)
         rows += [common | asdict(score(predictions[role], metric)) | {"agreement": said} for metric in metrics]
-        if set_.groups is not None:
-            members = dict(zip(set_.ids, set_.groups, strict=True))
-            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
-            groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
-    write_rows(out / "scores.jsonl", rows)
-    write_rows(out / "subgroups.jsonl", groups)
-    write_rows(
-        out / "predictions.jsonl",
-        (
-            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
-            for role, one in predictions.items()
-            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
-        ),
-    )
+    return rows
 
 
 def _by_name(counts: Mapping[int, int] | None, names: tuple[str, ...]) -> dict[str, int]:
@@ -443,6 +567,10 @@ def _search_work(cell: Cell) -> float:
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
 
+def _lesion_work(cell: Cell) -> float:
+    return EXPECTED_PLACES[cell.settings["lesion"]["where"]] * _rows(cell, "selection", "report", "challenge")
+
+
 def _title(cell: Cell) -> str:
     planned: dict[str, Any] = {}  # a search or control has the task and seed of the model it goes back to
     for one in cell.needed():
@@ -462,17 +590,27 @@ def _title(cell: Cell) -> str:
 
 def _about(cell: Cell) -> str:
     ticket = cell.inputs.get("ticket")
+    if cell.step == "train_mode":
+        return str(cell.settings["mode"])
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
-    if isinstance(ticket, Cell) and ticket.step == "control":
-        return f"{ticket.settings['kind']} {ticket.settings['draw']}"
-    return "good" if ticket is not None else ""
+    if cell.step == "lesion":
+        return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
+    if cell.step == "derive":
+        return str(cell.settings["rule"])
+    tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
+    dense = cell.inputs.get("dense")
+    longer = isinstance(dense, Cell) and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]
+    return f"{tested}, {cell.settings['train']['epochs']} epochs" if longer else tested
 
 
 STEPS: dict[str, Step] = {
     "fine_tune": Step(1, run_training, _training_work, _title),
     "search": Step(1, run_search, _search_work, _title),
     "control": Step(1, run_control, lambda cell: 1.0, _title),
+    "derive": Step(1, run_derive, lambda cell: 1.0, _title),
     "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    "lesion": Step(1, run_lesion, _lesion_work, _title),
+    "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
 }
