@@ -209,7 +209,7 @@ def cochran_q(masks: Masks, *, draws: int = DRAWS, seed: int = 0) -> CochranQ:
         p = mcnemar_of_counts(only[0], only[1], varying).p
     else:  # given how often each component is kept, Q grows with the sum of squared sizes alone: whole numbers, compared exactly
         totals = chance_totals(np.bincount(kept[some], minlength=n + 1), draws, np.random.default_rng(seed))
-        p, _ = p_of((totals**2).sum(1), sum(size**2 for size in only))
+        p, _ = p_of((totals**2).sum(1), float(sum(size**2 for size in only)))
     return CochranQ(float(found.statistic), n - 1, p, float(found.pvalue), varying)
 
 
@@ -251,7 +251,7 @@ def stability(masks: Masks, *, groups: Groups | None = None, draws: int = DRAWS,
     if all(sum(size not in (0, one) for size in kept) < 2 for one, kept in of):
         why = "but for one the masks keep all or nothing: their sizes alone decide how they agree"
         return Stability(n, sizes, kappa, *rest, *expected, None, None, cochran, split, why)
-    at_least, at_most = p_of(shared, observed)
+    at_least, at_most = p_of(shared, float(observed))
     return Stability(n, sizes, kappa, *rest, *expected, at_least, at_most, cochran, split)
 
 
@@ -363,7 +363,7 @@ def overlap_of_tasks(a: Masks, b: Masks, *, groups: Groups | None = None, draws:
         why = "all masks of a task keep all or nothing: their sizes alone decide what is shared"
         return TaskOverlap(n, shared, expected, ratio, None, None, why)
     drawn = _renamed(first, second, groups, draws, np.random.default_rng(seed))
-    at_least, at_most = p_of(drawn, int((first & second).sum()))
+    at_least, at_most = p_of(drawn, float((first & second).sum()))
     return TaskOverlap(n, shared, expected, ratio, at_least, at_most)
 
 

@@ -237,7 +237,8 @@ def two_level(
     a, b: [seed][row], a value of each row (1 or 0 for right or wrong), the same seeds and rows on both sides; its mean over rows
     is the score, so accuracy, but not Matthews.
     anova (default): seeds and rows as two crossed random factors; variance (MS_seed + MS_row − MS_rest) / (seeds · rows),
-    never below that of one factor alone, with Satterthwaite's degrees of freedom; p is that of its t.
+    never below that of one factor alone, with Satterthwaite's degrees of freedom, or seeds − 1 where seeds vary more than rows;
+    p is that of its t.
     bootstrap: percentiles of means over resampled seeds × resampled rows, without a p. With 5 seeds it falls short of 95 %
     wherever seeds matter, as any bootstrap of 5 values does: offered for comparison.
     Undefined with fewer than two seeds or rows.
@@ -288,11 +289,11 @@ def _crossed(values: Float[np.ndarray, "seed row"]) -> tuple[float, float]:
     ms_row = seeds * of_rows.var(ddof=1)
     rest = values - of_seeds[:, None] - of_rows[None, :] + mean
     ms_rest = float((rest**2).sum()) / ((seeds - 1) * (rows - 1))
-    # Each with its degrees of freedom; of the three the largest, so that luck in one factor does not make the error vanish.
-    both = ms_seed + ms_row - ms_rest
+    # Never less than one factor alone: luck in the other may not make the error vanish.
+    variance = max(ms_seed + ms_row - ms_rest, ms_seed, ms_row)
     spread = ms_seed**2 / (seeds - 1) + ms_row**2 / (rows - 1) + ms_rest**2 / ((seeds - 1) * (rows - 1))
-    ways = [(both, both**2 / spread if spread else 1.0), (ms_seed, seeds - 1.0), (ms_row, rows - 1.0)]
-    variance, df = max(ways, key=lambda way: way[0])
+    # Satterthwaite, with a difference of mean squares, promises too much where the factor of few levels decides.
+    df = variance**2 / spread if ms_row > ms_seed else seeds - 1.0
     return math.sqrt(variance / (seeds * rows)), max(df, 1.0)
 
 

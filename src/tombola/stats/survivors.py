@@ -65,8 +65,8 @@ def undecided(
     share = over_rows(found, n)
     share = Estimate(share.value, share.low, share.high, None, seeds, f"Wilson interval over {n} components")
     draw = np.random.default_rng(seed)
-    drawn = sum(chance_counts(of, sizes, draws, draw)[:, list(counts)].sum(1) for of, sizes in grouped(arrays, groups))
-    at_least, at_most = p_of(np.asarray(drawn), found)
+    drawn = np.sum([chance_counts(of, sizes, draws, draw)[:, list(counts)] for of, sizes in grouped(arrays, groups)], axis=(0, 2))
+    at_least, at_most = p_of(drawn, float(found))
     note = "" if seeds // 2 in counts else f"with {seeds} seeds an even split has a std outside the band"
     return Undecided(share, counts, float(np.mean(drawn)) / n, at_least, at_most, n, seeds, note)
 
@@ -94,7 +94,7 @@ def super_controls(
     size = int(good.sum())
     # What is taken first: survival itself, or only whether no, some or all seeds keep it.
     rank = kept if rule == "least_surviving" else np.sign(kept) + good
-    bad = _first(np.lexsort((draw.random(n), rank)), size)
+    bad = _first(np.lexsort((draw.random(n), rank)), size, n)
     neither = ~good & (~bad if rule == "least_surviving" else kept > 0)
     few = int(neither.sum()) < size
     among = np.flatnonzero(np.ones(n, dtype=bool) if few else neither)
@@ -104,8 +104,8 @@ def super_controls(
     return Super(good, bad, _first(draw.permutation(among), size, n), note)
 
 
-def _first(order: Int[np.ndarray, " component"], size: int, n: int | None = None) -> Bool[np.ndarray, " component"]:
-    mask = np.zeros(len(order) if n is None else n, dtype=bool)
+def _first(order: Int[np.ndarray, " candidate"], size: int, n: int) -> Bool[np.ndarray, " component"]:
+    mask = np.zeros(n, dtype=bool)
     mask[order[:size]] = True
     return mask
 
