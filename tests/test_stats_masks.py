@@ -348,7 +348,8 @@ def test_rank_biased_overlap_is_its_infinite_sum(scores: list[int], draw: object
     other = draw.sample(scores, len(scores))  # type: ignore[attr-defined]
     orders = [sorted(range(len(scores)), key=lambda i, of=of: (-of[i], i)) for of in (scores, other)]
     total = sum(
-        (1 - p) * p ** (d - 1) * (len({*orders[0][:d]} & {*orders[1][:d]}) / d if d <= len(scores) else 1.0) for d in range(1, 2000)
+        (1 - p) * p ** (d - 1) * (len({*orders[0][:d]} & {*orders[1][:d]}) / d if d <= len(scores) else 1.0)
+        for d in range(1, 2000)
     )
     found = rank_biased_overlap([float(s) for s in scores], [float(s) for s in other], persistence=p)
     assert found == pytest.approx(total, abs=1e-9)

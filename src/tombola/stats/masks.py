@@ -3,6 +3,7 @@
 Components are heads, MLPs, neurons or values; all masks of one call are over the same components, of one type. True = kept.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -324,9 +325,10 @@ def _chance_jaccard(groups: Sequence[tuple[int, Sequence[int]]], seeds: int) -> 
     for i, j in combinations(range(seeds), 2):
         law, low = np.ones(1), 0
         for n, kept in groups:
-            chance = hypergeom(n, kept[i], kept[j])
-            first, last = max(int(chance.ppf(1e-15)), 0), int(chance.isf(1e-15))
-            law, low = np.convolve(law, chance.pmf(np.arange(first, last + 1))), low + first
+            centre = kept[i] * kept[j] / n
+            reach = 9 * math.sqrt(centre * (1 - kept[i] / n)) + 30  # all that is likely, as masks may have 10**7 components
+            first, last = max(0, kept[i] + kept[j] - n, int(centre - reach)), min(kept[i], kept[j], int(centre + reach))
+            law, low = np.convolve(law, hypergeom.pmf(np.arange(first, last + 1), n, kept[i], kept[j])), low + first
         both = low + np.arange(len(law))
         either = sum(kept[i] + kept[j] for _, kept in groups) - both
         if either.min() > 0:
@@ -342,7 +344,7 @@ def overlap_of_tasks(a: Masks, b: Masks, *, groups: Groups | None = None, draws:
 
     a, b: a mask for each seed, the same seeds in the same order. The test renames the components of the second task at random,
     in the same way for all of its seeds. So it keeps how far seeds of one task agree among themselves; drawing each seed's mask
-    apart would not, and would find an overlap in a third of pairs of unrelated tasks whose own seeds agree. `groups` renames
+    apart would not, and would take that agreement for overlap: at kappa .55 in 12 % of pairs of unrelated tasks. `groups` renames
     within each: types or layers.
     None, and said so, where every mask of a task keeps all or nothing.
     Raises: DataError if the masks differ in length or number, or for groups that are not one a component.
