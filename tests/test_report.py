@@ -187,8 +187,10 @@ def test_sizes_overlap_and_kappa_are_those_worked_by_hand() -> None:
         "0.389",
     ]
     # the two good masks share 1 head; votes 2, 1, 1, 0: agreement (1 + 0 + 0 + 1) / 4 = 1/2 = chance; MLPs always disagree
-    assert read.table("Good tickets of different seeds")[1:] == [
-        ["heads", "1.0", "1.0", "1.000", "0.333", "0.389", "0 of 1", "0.000", "0.832", "not shown to differ", "2"],
+    stable = read.table("Good tickets of different seeds")[1:]
+    assert float(stable[0].pop(8)) == pytest.approx(5 / 6, abs=0.015)  # all but the one pair of masks of these sizes apart; drawn
+    assert stable == [
+        ["heads", "1.0", "1.0", "1.000", "0.333", "0.389", "0 of 1", "0.000", "not shown to differ", "2"],
         ["MLPs", "0.0", "0.5", "0.000", "0.000", "0.500", "0 of 1", "−1.000", "1.000", "not shown to differ", "2"],
     ]
     assert read.table("Good tickets of two seeds")[1][:3] == ["1 and 2", "heads", "1"]

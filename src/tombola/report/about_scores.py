@@ -65,18 +65,11 @@ def score_part(anchor: str, case: Case, split: Split) -> Part:
 def glance_table(cases: Sequence[Case]) -> Table:
     """Every comparison of several cases, a row each."""
     # One family a stage: that is what the first sentence of the page counts.
-    corrected = {
-        stage: correct(
-            {
-                case.title: it.paired.p if it.paired.can_reach else None
-                for case in cases
-                for it in case.comparisons
-                if it.stage == stage
-            },
-            family=f"good against random, {stage}",
-        )
-        for stage in dict.fromkeys(it.stage for case in cases for it in case.comparisons)
-    }
+    by_stage: dict[str, dict[str, float | None]] = {}
+    for case in cases:
+        for it in case.comparisons:
+            by_stage.setdefault(it.stage, {})[case.title] = it.paired.p if it.paired.can_reach else None
+    corrected = {stage: correct(p, family=f"good against random, {stage}") for stage, p in by_stage.items()}
     ahead = {"good": "good", "random": "random", "neither": "too close", None: "unknown"}
     return Table(
         "Good against random on report rows: mean ± std over seeds",
