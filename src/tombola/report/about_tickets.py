@@ -316,7 +316,8 @@ def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[
         tuple(rows),
         "p: chance of sharing this much or more (hypergeometric). Kappa: 1 = one mask in all seeds, 0 = chance, below 0 = less; "
         "in brackets its 95 % interval over seeds (jackknife). p, given sizes: chance that masks of these sizes agree as "
-        "much over all seeds. Sizes: whether the shares that seeds keep differ (Cochran's Q); it says nothing of which parts they keep.",
+        "much over all seeds. Sizes: whether the shares that seeds keep differ (Cochran's Q); it says nothing of which parts "
+        "they keep.",
     )
 
 
