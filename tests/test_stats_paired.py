@@ -129,7 +129,7 @@ def test_interval_over_rows_is_close_to_the_one_of_accuracy_that_has_a_formula()
     assert found.difference.low == pytest.approx(formula.difference.low, abs=0.012)
     assert found.difference.high == pytest.approx(formula.difference.high, abs=0.012)
     assert found.p == pytest.approx(formula.p, abs=0.05)  # three standard errors of 999 draws
-    assert found.difference.note == "BCa bootstrap over 300 rows of one seed"
+    assert found.difference.note == "jackknife over 300 rows of one seed"
     assert found == paired_over_rows(accuracy, labels, a, b)
 
 
@@ -154,7 +154,7 @@ def test_a_metric_without_a_value_gives_reasons_and_no_nan() -> None:
     assert nowhere.text == "undefined, because the metric of one model is no finite number"
     assert sometimes.difference.value == pytest.approx(1.0)
     assert (sometimes.difference.low, sometimes.p) == (None, None)
-    assert sometimes.difference.note == "no interval: the metric is undefined in some of 99 resamples"
+    assert sometimes.difference.note == "no interval: the metric is undefined when a row is left out"
     assert sometimes.note == "the metric is undefined for some exchanges of answers"
     assert paired_over_rows(accuracy, [1], [1], [0]).note == "one row"
 

@@ -17,7 +17,7 @@ from tombola.errors import DataError
 from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, Estimate, over_seeds, require_count, require_pairs, t_quantile, undefined
 from tombola.stats.power import smallest_two_sided_p
 
-RESAMPLES = 999  # of rows: each calls the metric twice, and Matthews takes milliseconds
+RESAMPLES = 999  # exchanges of answers: each calls the metric twice, and Matthews takes milliseconds
 EXACT_UP_TO = 16  # paired seeds of which all sign patterns are tried
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], float]  # (labels, answers) → a score
@@ -144,12 +144,13 @@ def mcnemar_of_counts(only_a: int, only_b: int, n: int) -> Paired:
 def paired_over_rows(
     metric: Metric, labels: Sequence[Any], a: Sequence[Any], b: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Paired:
-    """metric(labels, a) − metric(labels, b) for any metric of rows, with a bootstrap interval and a permutation p.
+    """metric(labels, a) − metric(labels, b) for any metric of rows, with a jackknife interval and a permutation p.
 
-    a, b: the answers of two models to the same rows, in the order of `labels`. The interval is the BCa bootstrap over rows, the
-    three resampled together. The p is that of exchanging the two models' answers row by row, whose null is that it does not
-    matter which model an answer came from (Noreen 1989); it needs no law of the metric.
-    Undefined, and said so, where the metric is; without an interval where it is undefined in a resample.
+    a, b: the answers of two models to the same rows, in the order of `labels`. The interval is the jackknife over rows with t,
+    for smooth metrics (shares, F1, correlations): of 100 rows it covers 94–95 % of differences of F1, a BCa bootstrap 93–94
+    with 999 resamples, ten times the calls. The p is that of exchanging the two models' answers row by row, whose null is that
+    it does not matter which model an answer came from (Noreen 1989); it needs no law of the metric.
+    Undefined, and said so, where the metric is; without an interval where it is undefined without one of the rows.
     Raises: DataError if labels, a and b are not equally long.
     """
     require_pairs("rows", len(labels), len(a))
@@ -165,7 +166,12 @@ def paired_over_rows(
     if list(a) == list(b):
         same = "the two models give the same answers to all rows"
         return Paired(Estimate(0.0, 0.0, 0.0, None, 1, same), 1.0, n, "rows", name, note=same)
-    low, high, note = _bootstrap(metric, labels, a, b, resamples, seed)
+    value, left = values[0] - values[1], np.asarray(_without_each(metric, labels, a, b))
+    if np.isfinite(left).all():
+        half = t_quantile(float(n - 1)) * math.sqrt((n - 1) / n * float(np.sum((left - left.mean()) ** 2)))
+        difference = Estimate(value, value - half, value + half, None, 1, f"jackknife over {n} rows of one seed")
+    else:
+        difference = Estimate(value, None, None, None, 1, "no interval: the metric is undefined when a row is left out")
     from scipy.stats import permutation_test
 
     found = permutation_test(
@@ -176,7 +182,6 @@ def paired_over_rows(
         n_resamples=resamples,
         random_state=np.random.default_rng(seed),
     )
-    difference = Estimate(values[0] - values[1], low, high, None, 1, note)
     if not np.isfinite(found.null_distribution).all():  # scipy would count NaN as less extreme
         why = "the metric is undefined for some exchanges of answers"
         return Paired(difference, None, n, "rows", name, note=why)
@@ -189,38 +194,13 @@ def _taken(which: Int[np.ndarray, " row"], a: Sequence[Any], b: Sequence[Any]) -
     return [a[i] if i < n else b[i - n] for i in which.tolist()]
 
 
-def _bootstrap(
-    metric: Metric, labels: Sequence[Any], a: Sequence[Any], b: Sequence[Any], resamples: int, seed: int
-) -> tuple[float | None, float | None, str]:
-    """Both ends of the interval of `paired_over_rows`, and a note."""
-    import warnings
-
-    from scipy.stats import DegenerateDataWarning, bootstrap
-
-    def difference(rows: Int[np.ndarray, " row"]) -> float:
-        of = [[column[i] for i in rows.tolist()] for column in (labels, a, b)]
-        return metric(of[0], of[1]) - metric(of[0], of[2])
-
-    def ends(method: str) -> tuple[float, float]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateDataWarning)  # its ends are then NaN: said below
-            it = bootstrap(
-                (np.arange(len(labels)),),
-                difference,
-                vectorized=False,
-                n_resamples=resamples,
-                confidence_level=LEVEL,
-                method=method,
-                random_state=np.random.default_rng(seed),
-            ).confidence_interval
-        return float(it.low), float(it.high)
-
-    how = f"bootstrap over {len(labels)} rows of one seed"
-    for method, called in (("BCa", f"BCa {how}"), ("percentile", f"percentile {how}: BCa is undefined here")):
-        low, high = ends(method)
-        if math.isfinite(low) and math.isfinite(high):
-            return low, high, called
-    return None, None, f"no interval: the metric is undefined in some of {resamples:,} resamples"
+def _without_each(metric: Metric, labels: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> list[float]:
+    """The difference of the metric with each row left out once."""
+    found = []
+    for out in range(len(labels)):
+        y, x, z = ([*column[:out], *column[out + 1 :]] for column in (labels, a, b))
+        found.append(metric(y, x) - metric(y, z))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ seeds and rows
