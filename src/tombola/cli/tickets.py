@@ -135,7 +135,8 @@ def compare(
     ]  # fmt: skip
     print_table("overlap", ("a", "b", "part", "shared", "by chance", "Jaccard", "p(≥ shared)", ""), pairs)
     for part, kappa in said["fleiss_kappa"].items():
-        print(f"Fleiss kappa, {part}: {maybe(kappa['value'])} {kappa['note']}".rstrip())
+        ends = "" if kappa["low"] is None else f"({maybe(kappa['low'])} to {maybe(kappa['high'])}) "
+        print(f"Fleiss kappa, {part}: {maybe(kappa['value'])} {ends}{kappa['note']}".rstrip())
 
 
 def import_(

@@ -21,7 +21,7 @@ from tombola.report.words import (
     split_title,
     spread,
 )
-from tombola.stats import Estimate
+from tombola.stats import Estimate, correct
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS, Agreement
 
@@ -64,10 +64,16 @@ def score_part(anchor: str, case: Case, split: Split) -> Part:
 
 def glance_table(cases: Sequence[Case]) -> Table:
     """Every comparison of several cases, a row each."""
+    # One family a stage: that is what the first sentence of the page counts.
+    by_stage: dict[str, dict[str, float | None]] = {}
+    for case in cases:
+        for it in case.comparisons:
+            by_stage.setdefault(it.stage, {})[case.title] = it.paired.p if it.paired.can_reach else None
+    corrected = {stage: correct(p, family=f"good against random, {stage}") for stage, p in by_stage.items()}
     ahead = {"good": "good", "random": "random", "neither": "too close", None: "unknown"}
     return Table(
         "Good against random on report rows: mean ± std over seeds",
-        ("Task", "Stage", "Good", "Random", "Difference", "Can be shown", "Ahead", "Metric, split", "Rows", "Sample"),
+        ("Task", "Stage", "Good", "Random", "Difference", "Can be shown", "Ahead", "p (Holm)", "Metric, split", "Rows", "Sample"),
         tuple(
             (
                 case.title,
@@ -77,6 +83,7 @@ def glance_table(cases: Sequence[Case]) -> Table:
                 spread(it.difference, sign=True),
                 number(it.detectable),
                 ahead[it.ahead],
+                number(corrected[it.stage].p[case.title]),
                 f"{it.split.metric}, {it.split.name}",
                 rows_of(it.split),
                 sample(it.random.rows),
@@ -84,7 +91,8 @@ def glance_table(cases: Sequence[Case]) -> Table:
             for case in cases
             for it in case.comparisons
         ),
-        "Difference: good minus random within each seed. Can be shown: see “How to read the numbers”.",
+        "Difference: good minus random within each seed. Can be shown: see “How to read the numbers”. "
+        "p: exact sign-flip test over seeds, corrected by Holm over the tasks of a stage; none with fewer than six seeds.",
         stubs=2,
     )
 

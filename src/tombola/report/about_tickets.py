@@ -13,9 +13,11 @@ from tombola.report import figures
 from tombola.report.cases import COLUMNS, UNITS, Case, estimate, importances, keeps, size, survival
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
+    NONE,
     component_name,
     count,
     draws,
+    interval,
     kind_name,
     listed,
     number,
@@ -25,7 +27,7 @@ from tombola.report.words import (
     span,
     spread,
 )
-from tombola.stats import ALPHA, Overlap, fleiss_kappa, overlap, overlap_of_counts
+from tombola.stats import ALPHA, Overlap, overlap, overlap_of_counts, stability
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import TicketRow
 
@@ -303,13 +305,19 @@ def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[
         by_chance = (_mean(found, value, decimals, std=False) for value, decimals in BY_CHANCE.values())
         known = [it.p_at_least for it in pairs[unit].values() if it.p_at_least is not None]
         unlikely = f"{sum(p < ALPHA for p in known)} of {len(known)}"
-        kappa = fleiss_kappa([of(ticket) for ticket in good.values()]).value
-        rows.append((unit, shared, *by_chance, unlikely, "undefined" if kappa is None else number(kappa), str(len(good))))
+        found_of = stability([of(ticket) for ticket in good.values()])
+        kappa, ends = found_of.kappa, interval(found_of.kappa)
+        shown = "undefined" if kappa.value is None else number(kappa.value) + (f" ({ends})" if ends != NONE else "")
+        rates = found_of.cochran.text.removeprefix("survival rates ").removeprefix("are ").split(",")[0]
+        rows.append((unit, shared, *by_chance, unlikely, shown, number(found_of.p_at_least), rates, str(len(good))))
     return Table(
         f"Good tickets of different seeds: mean over {count(len(next(iter(pairs.values()))), 'pair')} of seeds",
-        ("Unit", "Shared", *BY_CHANCE, f"Pairs with p < {ALPHA}", "Fleiss kappa", "Seeds"),
+        ("Unit", "Shared", *BY_CHANCE, f"Pairs with p < {ALPHA}", "Fleiss kappa", "p, given sizes", "Sizes", "Seeds"),
         tuple(rows),
-        "p: chance of sharing this much or more (hypergeometric). Kappa: 1 = one mask in all seeds, 0 = chance, below 0 = less.",
+        "p: chance of sharing this much or more (hypergeometric). Kappa: 1 = one mask in all seeds, 0 = chance, below 0 = less; "
+        "in brackets its 95 % interval over seeds (jackknife). p, given sizes: chance that masks of these sizes agree as "
+        "much over all seeds. Sizes: whether the shares that seeds keep differ (Cochran's Q); it says nothing of which parts "
+        "they keep.",
     )
 
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Literal
 
-from tombola.stats import Estimate, over_seeds, smallest_detectable_difference
+from tombola.stats import Estimate, Paired, over_seeds, paired_over_seeds, smallest_detectable_difference
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
 from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
@@ -109,6 +109,12 @@ class Comparison:
     def rows_decide(self) -> bool:
         """Whether a difference counts once the rows can show it; for other metrics the interval over seeds decides."""
         return self.split.metric in PROPORTIONS
+
+    @property
+    def paired(self) -> Paired:
+        """`difference` with its sign-flip p, which fewer than six seeds cannot bring below .05."""
+        good, random = self.good.by_seed, self.random.by_seed
+        return paired_over_seeds(list(good.values()), [random[seed] for seed in good])
 
     @property
     def clear_over_seeds(self) -> bool | None:

@@ -83,6 +83,8 @@ def _sentence(it: Comparison) -> str:
     if it.difference.value is None:
         return f"{stage}, good and random cannot be compared: {it.difference.note}."
     seeds = f"95 % interval over seeds {interval(it.difference)}"
+    if (paired := it.paired).p is not None and paired.can_reach:
+        seeds += f", sign-flip p {probability(paired.p)}"
     if it.rows_decide and it.detectable is None:
         outcome = f"says nothing, as {rows} can show no difference at all"
     elif it.rows_decide and it.ahead == "neither":
@@ -214,6 +216,11 @@ def number(value: float | None, decimals: int = 3, *, sign: bool = False) -> str
 def significant(value: float) -> str:
     """Three significant digits, for numbers of any size."""
     return f"{value:.3g}".replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    """As in "= 0.031" and "< 0.001"; a dash where there is none."""
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"= {number(p)}"
 
 
 def spread(estimate: Estimate, decimals: int = 3, *, sign: bool = False) -> str:

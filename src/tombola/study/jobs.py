@@ -378,7 +378,7 @@ def compare(lab: Lab, tickets: Sequence[str]) -> dict[str, Any]:
         if any(part not in mask.counts_by_type() for mask in masks):  # what two share, a third does not have
             continue
         estimate = stats.fleiss_kappa([mask.flat(part) for mask in masks])
-        kappa[part] = {"value": estimate.value, "note": estimate.note}
+        kappa[part] = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "note": estimate.note}
     return {"tickets": rows, "pairs": pairs, "fleiss_kappa": kappa}
 
 

@@ -1,0 +1,93 @@
+"""Statistics of few seeds and small splits: numbers in, estimates out, and a reason wherever there is no number.
+
+Read `Estimate` first: every interval leaves here as one. What has no answer (one seed, an empty mask, raters who never
+vary) is None with a `note` that says why, never NaN; what is no question at all (more right answers than rows) raises.
+Whatever is drawn (permutations, resamples) is drawn from a fixed `seed`: the same numbers in, the same numbers out.
+A leaf: it knows no models, no tickets, no files.
+
+    estimate     Estimate; means over seeds, shares of rows
+    paired       two models on the same seeds or rows, and a family of such tests
+    power        what n seeds and n rows can show at all
+    masks        what masks share: two of them, those of several seeds, those of two tasks
+    survivors    what survives in all seeds, and the controls of that
+    orders       whether two importances rank the same parts first
+"""
+
+from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Estimate, over_rows, over_seeds
+from tombola.stats.masks import (
+    CochranQ,
+    Overlap,
+    Stability,
+    TaskOverlap,
+    cochran_pairs,
+    cochran_q,
+    fleiss_kappa,
+    krippendorff_alpha,
+    mean_jaccard,
+    overlap,
+    overlap_of_counts,
+    overlap_of_tasks,
+    stability,
+)
+from tombola.stats.orders import Orders, compare_orders, rank_biased_overlap, spearman
+from tombola.stats.paired import (
+    Corrected,
+    Paired,
+    correct,
+    mcnemar,
+    mcnemar_of_counts,
+    paired_over_rows,
+    paired_over_seeds,
+    two_level,
+)
+from tombola.stats.power import (
+    smallest_detectable_difference,
+    smallest_difference_over_seeds,
+    smallest_paired_difference,
+    smallest_two_sided_p,
+)
+from tombola.stats.survivors import Undecided, super_controls, super_survivors, survivor_correlation, undecided
+
+__all__ = [
+    "ALPHA",
+    "DRAWS",
+    "LEVEL",
+    "POWER",
+    "CochranQ",
+    "Corrected",
+    "Estimate",
+    "Orders",
+    "Overlap",
+    "Paired",
+    "Stability",
+    "TaskOverlap",
+    "Undecided",
+    "cochran_pairs",
+    "cochran_q",
+    "compare_orders",
+    "correct",
+    "fleiss_kappa",
+    "krippendorff_alpha",
+    "mcnemar",
+    "mcnemar_of_counts",
+    "mean_jaccard",
+    "over_rows",
+    "over_seeds",
+    "overlap",
+    "overlap_of_counts",
+    "overlap_of_tasks",
+    "paired_over_rows",
+    "paired_over_seeds",
+    "rank_biased_overlap",
+    "smallest_detectable_difference",
+    "smallest_difference_over_seeds",
+    "smallest_paired_difference",
+    "smallest_two_sided_p",
+    "spearman",
+    "stability",
+    "super_controls",
+    "super_survivors",
+    "survivor_correlation",
+    "two_level",
+    "undecided",
+]
