@@ -21,13 +21,6 @@ def floor_score(full: Score, floor: float, rule: FloorRule) -> float:
     above = full.value - full.majority
     if rule == "fraction_above_baseline":
         return full.majority + floor * above if above > 0 else full.value
-    if full.value < 0:
-        raise SearchError(
-            "a share of a negative score means nothing",
-            got=f"{full.metric} {full.value:.4f}",
-            expected="a score above zero",
-            next="take --floor-rule fraction_above_baseline",
-        )
     if above <= 0:
         always = "one and the same value" if full.metric in REGRESSION_METRICS else "the most frequent class"
         raise SearchError(
@@ -35,6 +28,13 @@ def floor_score(full: Score, floor: float, rule: FloorRule) -> float:
             got=f"{full.metric} {full.value:.4f} on {full.n} selection rows",
             expected=f"more than {full.majority:.4f}, what always answering {always} scores",
             next="train more (--train-rows, --epochs, --learning-rate), or take --floor-rule fraction_above_baseline",
+        )
+    if full.value < 0:
+        raise SearchError(
+            "a share of a negative score means nothing",
+            got=f"{full.metric} {full.value:.4f}",
+            expected="a score above zero",
+            next="take --floor-rule fraction_above_baseline",
         )
     return floor * full.value
 
