@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 
 hypothesis.settings.register_profile("tombola", deadline=None)  # the machine is shared: time proves nothing
 hypothesis.settings.load_profile("tombola")
+
+Run = Callable[..., tuple[int, str, str]]
 
 WORDS = [
     *("a", "the", "film", "plot", "actor", "scene", "music", "was", "felt", "looked", "rather", "very", "quite", "truly"),
@@ -204,3 +207,44 @@ def demo_folder() -> Path:
 def make_tiny() -> Callable[..., Any]:
     """`tiny_model`, for tests that want other sizes."""
     return tiny_model
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `tombola ARGS` in this process; exit code, stdout, stderr."""
+    from tombola import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tombola", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+            sys.exit(0)
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return call
+
+
+def sentiment(folder: Path, n: int, seed: int) -> Any:
+    """`sentiment_rows` as the tokenizer of a folder encodes them."""
+    import transformers
+
+    from tombola.tasks import Rows
+    from tombola.tasks.encode import encode
+
+    said = sentiment_rows(n, seed)
+    texts, labels = tuple((row["sentence"],) for row in said), tuple(row["label"] for row in said)
+    rows = Rows(tuple(f"{seed}:{i}" for i in range(n)), texts, labels)
+    return encode(transformers.AutoTokenizer.from_pretrained(folder), rows, 32)
+
+
+def trained_on_sentiment(folder: Path) -> Any:
+    """The model of a folder after 400 of these rows, which it then knows: for tests of searches. Seconds."""
+    from tombola.objective import load_weights
+    from tombola.train import RunSeeds, TrainSettings, fine_tune
+
+    model = load_weights(folder, ("negative", "positive"), head_seed=0)
+    settings = TrainSettings(learning_rate=5e-3, batch_size=16)
+    fine_tune(model, sentiment(folder, 400, 1), settings, RunSeeds(head=0, data=0, dropout=0, mask=0))
+    return model

@@ -7,36 +7,18 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import sentiment_rows, write_task
+from conftest import Run, sentiment_rows, write_task
 from tombola import cli
 from tombola.cli.options import OwnRows, Running, grouped
 from tombola.ticket import Ticket
 
 FAST = ["--epochs", "4", "--learning-rate", "3e-3", "--batch-size", "16", "--train-rows", "160", "--selection-rows", "60"]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `tombola ARGS` in this process; exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tombola", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-            sys.exit(0)
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

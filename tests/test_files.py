@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import sentiment_rows
+from conftest import Run, sentiment_rows
 from tombola.errors import DataError, SettingsError, TombolaError
 from tombola.study.jobs import dense_of, find, open_lab
 from tombola.study.results import collect
@@ -451,19 +450,8 @@ def test_a_ticket_of_own_files_remembers_all_but_the_paths(own: dict[str, Path],
 
 
 def test_the_command_line_takes_files_and_a_ticket_knows_its_columns(
-    own: dict[str, Path], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own: dict[str, Path], tiny_folder: Path, tmp_path: Path, run: Run
 ) -> None:
-    from tombola import cli
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tombola", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-            sys.exit(0)
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
     rows = [
         {"review": row["sentence"], "mark": 2.0 * row["label"] - i / 400} for i, row in enumerate(sentiment_rows(300, seed=1))
     ]

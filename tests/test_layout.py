@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tombola
+from conftest import Run
 from tombola import cli
 from tombola.anatomy import Layout, read
 from tombola.errors import AnatomyError
@@ -28,23 +29,6 @@ BERT = {
 }
 HOW = {"epochs": 1, "learning_rate": 3e-3, "train_rows": 64, "selection_rows": 40, "floor_rule": "fraction_above_baseline"}
 FAST = [part for name, value in HOW.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `tombola ARGS` in this process; exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tombola", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-            sys.exit(0)
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return call
 
 
 @pytest.fixture

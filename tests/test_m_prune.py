@@ -14,17 +14,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from conftest import sentiment_rows, tiny_model
+from conftest import sentiment, tiny_model, trained_on_sentiment
 from tombola.errors import DataError, MaskError, SearchError
 from tombola.evaluate import Predictions
-from tombola.objective import load_weights
 from tombola.scores import CRITERIA, Criterion, Given
 from tombola.search import SEARCHES, magnitude
 from tombola.search.magnitude import MPruneResult, MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
-from tombola.tasks.base import Rows
-from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
-from tombola.train import RunSeeds, TrainSettings, fine_tune
+from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length
 
 ROWS = 100  # of a scripted pass: one row is one hundredth of accuracy
 NOTHING = Encoded(("a",), ({"input_ids": (5,)},), (0,), 0, {"input_ids": 0})
@@ -319,19 +316,9 @@ class Learned:
 
 @pytest.fixture(scope="module")
 def learned(tiny_folder: Path) -> Learned:
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-
-    def rows(n: int, seed: int) -> Encoded:
-        said = sentiment_rows(n, seed)
-        texts, labels = tuple((row["sentence"],) for row in said), tuple(row["label"] for row in said)
-        return encode(tokenizer, Rows(tuple(f"{seed}:{i}" for i in range(n)), texts, labels), 32)
-
-    model = load_weights(tiny_folder, ("negative", "positive"), head_seed=0)
-    fine_tune(model, rows(400, 1), TrainSettings(learning_rate=5e-3, batch_size=16), RunSeeds(head=0, data=0, dropout=0, mask=0))
+    model = trained_on_sentiment(tiny_folder)
     names = [name for name, p in model.named_parameters() if ".layer." in name and "LayerNorm" not in name]
-    return Learned(model, rows(90, 2), names)
+    return Learned(model, sentiment(tiny_folder, 90, 2), names)
 
 
 def accuracy(model: Any, rows: Encoded) -> float:

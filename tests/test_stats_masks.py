@@ -23,8 +23,6 @@ from tombola.stats import (
     rank_biased_overlap,
     spearman,
     stability,
-    super_controls,
-    super_survivors,
     undecided,
 )
 from tombola.stats.chance import chance_counts, chance_totals, p_of
@@ -293,51 +291,6 @@ def test_tasks_whose_masks_keep_all_or_nothing_have_no_p() -> None:
     assert overlap_of_tasks([], []).note == "no seeds"
     with pytest.raises(DataError, match="same seeds on both sides"):
         overlap_of_tasks(masks_of("10"), masks_of("10", "01"))
-
-
-# survivors
-
-
-def test_super_survivors_and_both_rules_of_their_controls() -> None:
-    #                 good    some     never
-    masks = masks_of("11" + "1100" + "0000", "11" + "1010" + "0000", "11" + "1001" + "0000")
-    assert super_survivors(masks).tolist() == [True] * 3 + [False] * 7  # the third too is kept by all
-    seen: dict[str, set[int]] = {}
-    for seed in range(60):
-        for rule in ("least_surviving", "removed_in_all"):
-            found = super_controls(masks, rule=rule, seed=seed)
-            assert int(found.bad.sum()) == int(found.random.sum()) == 3
-            assert not (found.bad & found.good).any() and not (found.random & found.bad).any()
-            seen.setdefault(f"{rule} bad", set()).update(np.flatnonzero(found.bad).tolist())
-            seen.setdefault(f"{rule} random", set()).update(np.flatnonzero(found.random).tolist())
-    assert seen == {
-        "least_surviving bad": {6, 7, 8, 9},  # kept by no seed; which three of four is drawn
-        "least_surviving random": {3, 4, 5, 6, 7, 8, 9},
-        "removed_in_all bad": {6, 7, 8, 9},
-        "removed_in_all random": {3, 4, 5},  # some but not all seeds keep these
-    }
-
-
-def test_the_rules_differ_where_too_few_are_removed_by_all_seeds() -> None:
-    masks = masks_of("11" + "110" + "0", "11" + "110" + "0", "11" + "001" + "0")  # survival 3 3 · 2 2 1 · 0
-    lowest, topped = set(), set()
-    for seed in range(40):
-        lowest.add(tuple(np.flatnonzero(super_controls(masks, seed=seed).bad).tolist()))
-        topped.add(tuple(np.flatnonzero(super_controls(masks, rule="removed_in_all", seed=seed).bad).tolist()))
-    assert lowest == {(4, 5)}
-    assert topped == {(2, 5), (3, 5), (4, 5)}
-
-
-def test_more_than_half_surviving_forces_bad_to_share_and_random_to_be_drawn_from_all() -> None:
-    found = super_controls(masks_of("11110", "11110"))
-    assert int((found.bad & found.good).sum()) == 3
-    assert int(found.random.sum()) == 4
-    assert found.note == "random is drawn from all 5: only 0 are in neither"
-    none = super_controls(masks_of("10", "01"))
-    assert not (none.good.any() or none.bad.any() or none.random.any())
-    assert none.note == "no component survives in all seeds"
-    with pytest.raises(DataError, match="no survivors without masks"):
-        super_survivors([])
 
 
 # orders of importance

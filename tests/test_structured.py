@@ -9,18 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import sentiment_rows, tiny_model
+from conftest import sentiment, tiny_model, trained_on_sentiment
 from tombola.errors import MaskError, SearchError
 from tombola.evaluate import Predictions, Score, predict, score
 from tombola.gates import Gates
 from tombola.mask import Mask
-from tombola.objective import load_weights
 from tombola.scores import GateGradients, Importance
 from tombola.search import SEARCHES, structured
 from tombola.search.structured import SPruneResult, SPruneSettings, floor_score, remove_lowest, s_prune
-from tombola.tasks.base import Rows
-from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
-from tombola.train import RunSeeds, TrainSettings, fine_tune
+from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length
 
 ROWS = 100  # of a scripted pass: one row is one hundredth of accuracy
 NOTHING = Encoded(("a",), ({"input_ids": (5,)},), (0,), 0, {"input_ids": 0})
@@ -338,19 +335,7 @@ class Learned:
 
 @pytest.fixture(scope="module")
 def learned(tiny_folder: Path) -> Learned:
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-
-    def rows(n: int, seed: int) -> Encoded:
-        said = sentiment_rows(n, seed)
-        texts, labels = tuple((row["sentence"],) for row in said), tuple(row["label"] for row in said)
-        return encode(tokenizer, Rows(tuple(f"{seed}:{i}" for i in range(n)), texts, labels), 32)
-
-    model = load_weights(tiny_folder, ("negative", "positive"), head_seed=0)
-    seeds = RunSeeds(head=0, data=0, dropout=0, mask=0)
-    fine_tune(model, rows(400, 1), TrainSettings(learning_rate=5e-3, batch_size=16), seeds)
-    return Learned(model, rows(90, 2))
+    return Learned(trained_on_sentiment(tiny_folder), sentiment(tiny_folder, 90, 2))
 
 
 def scaled(model: Any, mask: Mask) -> Any:

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import tombola
-from conftest import sentiment_rows, tiny_family, tiny_model
+from conftest import sentiment, tiny_family, tiny_model, trained_on_sentiment
 from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
 from tombola.errors import MaskError, SearchError
 from tombola.evaluate import predict, score
@@ -38,10 +38,8 @@ from tombola.study import jobs
 from tombola.study.jobs import Found, open_lab, plan_controls, plan_find, plan_test, ticket_of
 from tombola.study.results import collect
 from tombola.study.settings import resolve
-from tombola.tasks.base import Rows
-from tombola.tasks.encode import Encoded, batches, encode
+from tombola.tasks.encode import Encoded, batches
 from tombola.ticket import Ticket
-from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 WIDTH, D_FFN = 24, 40  # of tiny_model, with 2 layers of 4 heads
 PER_NEURON = WIDTH + 1 + WIDTH  # a row of in with its bias, a column of out
@@ -318,19 +316,7 @@ class Learned:
 @pytest.fixture(scope="module")
 def learned(tiny_folder: Path) -> Learned:
     """Two layers of 4 heads and 48 neurons that know an easy task."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-
-    def rows(n: int, seed: int) -> Encoded:
-        said = sentiment_rows(n, seed)
-        texts, labels = tuple((row["sentence"],) for row in said), tuple(row["label"] for row in said)
-        return encode(tokenizer, Rows(tuple(f"{seed}:{i}" for i in range(n)), texts, labels), 32)
-
-    model = load_weights(tiny_folder, ("negative", "positive"), head_seed=0)
-    seeds = RunSeeds(head=0, data=0, dropout=0, mask=0)
-    fine_tune(model, rows(400, 1), TrainSettings(learning_rate=5e-3, batch_size=16), seeds)
-    return Learned(model, rows(60, 2))
+    return Learned(trained_on_sentiment(tiny_folder), sentiment(tiny_folder, 60, 2))
 
 
 def searched(learned: Learned, **settings: Any) -> SPruneResult:

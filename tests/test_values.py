@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tombola
-from conftest import tiny_model
-from tombola import cli
+from conftest import Run, tiny_model
 from tombola.anatomy import read_anatomy
 from tombola.lesion import LESIONS
 from tombola.mask import Mask
@@ -362,24 +359,6 @@ def test_a_ticket_of_values_has_no_emptied_layer(
 
 
 # -------------------------------------------------------------------------------------------------------- the command line
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `tombola ARGS` in this process; exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tombola", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-            sys.exit(0)
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return call
 
 
 def refused(run: Run, *arguments: object) -> str:

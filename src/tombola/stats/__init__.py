@@ -9,7 +9,7 @@ A leaf: it knows no models, no tickets, no files.
     paired       two models on the same seeds or rows, and a family of such tests
     power        what n seeds and n rows can show at all
     masks        what masks share: two of them, those of several seeds, those of two tasks
-    survivors    what survives in all seeds, and the controls of that
+    survivors    what seeds do not agree on; survival against kinds of attention map
     orders       whether two importances rank the same parts first
 """
 
@@ -46,7 +46,7 @@ from tombola.stats.power import (
     smallest_paired_difference,
     smallest_two_sided_p,
 )
-from tombola.stats.survivors import Undecided, super_controls, super_survivors, survivor_correlation, undecided
+from tombola.stats.survivors import Undecided, survivor_correlation, undecided
 
 __all__ = [
     "ALPHA",
@@ -85,8 +85,6 @@ __all__ = [
     "smallest_two_sided_p",
     "spearman",
     "stability",
-    "super_controls",
-    "super_survivors",
     "survivor_correlation",
     "two_level",
     "undecided",

@@ -1,4 +1,6 @@
-"""What survives over seeds: components that seeds do not agree on, those that all keep, and the controls of these.
+"""What survives over seeds: components that seeds do not agree on, and whether survivors go with a kind of attention map.
+
+The survivors of all seeds and their controls are masks, and made in `tombola.search.supers`.
 
 Source: Prasanna et al. 2020, sec. 4.2 and App. E.
 """
@@ -6,10 +8,9 @@ Source: Prasanna et al. 2020, sec. 4.2 and App. E.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from tombola.errors import DataError
 from tombola.stats.chance import Groups, Masks, chance_counts, flat_masks, grouped, p_of, votes
@@ -32,16 +33,6 @@ class Undecided:
     p_at_most: float | None
     n: int  # components
     n_seeds: int
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Super:
-    """Masks of exactly one size, over the same components."""
-
-    good: Bool[np.ndarray, " component"]  # kept by all seeds
-    bad: Bool[np.ndarray, " component"]
-    random: Bool[np.ndarray, " component"]
     note: str = ""
 
 
@@ -71,51 +62,6 @@ def undecided(
     return Undecided(share, counts, float(np.mean(drawn)) / n, at_least, at_most, n, seeds, note)
 
 
-def super_survivors(masks: Masks) -> Bool[np.ndarray, " component"]:
-    """What all seeds keep. Raises: DataError if the masks differ in length, or for no masks."""
-    return np.asarray(votes(_some(masks)) == len(masks))
-
-
-def super_controls(
-    masks: Masks, *, rule: Literal["least_surviving", "removed_in_all"] = "least_surviving", seed: int = 0
-) -> Super:
-    """Super-survivors with a bad and a random mask of exactly their size, drawn by `seed`; one type of component at a time.
-
-    least_surviving (paper): bad has the lowest survival, ties drawn; random is drawn from what is in neither.
-    removed_in_all (released): bad is drawn from what no seed keeps, topped up from what some keep, then from the survivors;
-    random is drawn from what some but not all seeds keep.
-    Random is drawn from all components, and `note` says so, where those in neither are too few. With more than half of the
-    components surviving bad shares some with good, whatever the rule.
-    Raises: DataError if the masks differ in length, or for no masks.
-    """
-    arrays = _some(masks)
-    kept, draw = votes(arrays), np.random.default_rng(seed)
-    n, good = len(kept), kept == len(arrays)
-    size = int(good.sum())
-    # What is taken first: survival itself, or only whether no, some or all seeds keep it.
-    rank = kept if rule == "least_surviving" else np.sign(kept) + good
-    bad = _first(np.lexsort((draw.random(n), rank)), size, n)
-    neither = ~good & (~bad if rule == "least_surviving" else kept > 0)
-    few = int(neither.sum()) < size
-    among = np.flatnonzero(np.ones(n, dtype=bool) if few else neither)
-    note = f"random is drawn from all {n}: only {int(neither.sum())} are in neither" if few else ""
-    if not size:
-        note = "no component survives in all seeds"
-    return Super(good, bad, _first(draw.permutation(among), size, n), note)
-
-
-def _first(order: Int[np.ndarray, " candidate"], size: int, n: int) -> Bool[np.ndarray, " component"]:
-    mask = np.zeros(n, dtype=bool)
-    mask[order[:size]] = True
-    return mask
-
-
-def _some(masks: Masks) -> Sequence[Bool[np.ndarray, " component"]]:
-    if not masks:
-        raise DataError("there are no survivors without masks", got="no masks", expected="one for each seed")
-    return flat_masks(masks)
-
-
 def survivor_correlation(
     is_survivor: Sequence[bool], is_heterogeneous: Sequence[bool], clusters: Sequence[Any] | None = None, *, seed: int = 0
 ) -> Estimate:
@@ -128,8 +74,6 @@ def survivor_correlation(
     Raises: DataError if the sequences differ in length.
     Source: Prasanna et al. 2020, sec. 6; deviation: the interval.
     """
-    import numpy as np
-
     lengths = {len(is_survivor), len(is_heterogeneous), len(is_survivor if clusters is None else clusters)}
     if len(lengths) > 1:
         raise DataError("the pairs to correlate do not fit together", got=f"lengths {sorted(lengths)}", expected="one length")

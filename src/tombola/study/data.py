@@ -306,7 +306,7 @@ def check_parts(lab: Lab, model: Mapping[str, Any], objective: Objective, scope:
     forward passes of a short batch. Raises: AnatomyError for a model that cannot be read, or not by its layout; MaskError for a
     scope that is unknown or matches nothing; TombolaError for a model without a tokenizer.
     """
-    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), objective.kind, scope)
+    known = ("parts", model["fingerprint"], fingerprint(model.get("layout")), objective.kind, objective.prompt, scope)
     if known in lab.cache:
         return
     base_tokenizer(lab, model)
