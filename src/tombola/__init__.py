@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tombola._version import __version__
+from tombola.autoload import teach
 
 if TYPE_CHECKING:
     from tombola.anatomy import Anatomy, Layout, read_anatomy
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tombola.search.magnitude import MPruneSettings, m_prune
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
+    from tombola.shrink import shrink
     from tombola.study.jobs import find
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
@@ -77,6 +79,7 @@ _ROOMS = {
     "s_prune": "search.structured",
     "scope_parameters": "scope",
     "score": "evaluate",
+    "shrink": "shrink",
 }
 
 __all__ = [
@@ -121,7 +124,10 @@ __all__ = [
     "s_prune",
     "scope_parameters",
     "score",
+    "shrink",
 ]
+
+teach()  # transformers, to load shrunk models
 
 
 def __getattr__(name: str) -> Any:
