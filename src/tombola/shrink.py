@@ -18,7 +18,7 @@ from tombola.anatomy import Anatomy, Projection, evaluating, probe_inputs, read_
 from tombola.errors import MaskError
 from tombola.gates import first_tensor, masked
 from tombola.mask import Mask
-from tombola.shrunk import FIELD, FORMAT, MODEL_TYPE, Constant, Zeros, resize, shrunk_class, shrunk_config
+from tombola.shrunk import FIELD, FORMAT, MODEL_TYPE, Constant, Zeros, become_shrunk, resize, shrunk_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -248,10 +248,9 @@ def _build(model: nn.Module, cut: _Cut, values: Mapping[str, Tensor]) -> "PreTra
         "gone": {path: list(one) for path, one in cut.gone.items()},
         "attention": dict(cut.attention),
     }
-    dense = type(model)
     small.config.__class__ = shrunk_config(type(small.config))  # in place: its modules hold the same config
     setattr(small.config, FIELD, plan)
-    small.__class__ = shrunk_class(dense)
+    become_shrunk(small)
     resize(small, plan)
     return cast("PreTrainedModel", small)
 

@@ -18,6 +18,7 @@ The plan, as JSON:
 import functools
 import inspect
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,24 @@ def resize(model: nn.Module, plan: Mapping[str, Any]) -> None:
         _set_heads(_find(model, path)[1], said)
 
 
+def become_shrunk(model: nn.Module) -> None:
+    """Gives `model`, and every model inside it, in place the class of the shrunk models of its class.
+
+    Those inside too: transformers renames the weights of classes of its own in files, below the models that have them, and must
+    find the same names with a head and without.
+    """
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            if not type(module).__name__.startswith(PREFIX):
+                module.__class__ = shrunk_class(type(module))
+            for name in ("transformers.utils.output_capturing", "transformers.utils.generic"):  # by release
+                registry = getattr(sys.modules.get(name), "_CAN_RECORD_REGISTRY", None)
+                if registry is not None:  # as a constructor does it: which modules give hidden states and attentions
+                    dict.__setitem__(registry, str(type(module)), module._can_record_outputs)
+
+
 def _find(model: nn.Module, path: str) -> tuple[str, Any]:
     """A module and its path here: of a model with a head, or of one without, whichever the plan was made for."""
     prefix = getattr(model, "base_model_prefix", "") + "."
@@ -248,6 +267,7 @@ def shrunk_class(base: type[nn.Module]) -> type[nn.Module]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
+        become_shrunk(self)
         resize(self, getattr(config, FIELD))
 
     own = {"__init__": __init__, "config_class": shrunk_config(base.config_class), "__module__": __name__}  # type: ignore[arg-type]
