@@ -16,6 +16,7 @@ LEVELS = (
     ("search", "attention"),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
+    ("cut",),
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),
     ("ticket",),
@@ -24,6 +25,8 @@ LEVELS = (
     ("mask",),
     ("stats", "store"),
     ("locks",),
+    ("autoload",),
+    ("shrunk",),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tombola.search.magnitude import MPruneSettings, m_prune
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
-    from tombola.shrink import shrink
+    from tombola.cut import shrink
     from tombola.study.jobs import find
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
@@ -79,7 +79,7 @@ _ROOMS = {
     "s_prune": "search.structured",
     "scope_parameters": "scope",
     "score": "evaluate",
-    "shrink": "shrink",
+    "shrink": "cut",
 }
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""`import tombola` teaches transformers to load shrunk models, without importing transformers: that happens when it is first used."""
+"""`import tombola` teaches transformers to load shrunk models, without importing it: that happens when it is first used."""
 
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 WATCHED = "transformers.models.auto.configuration_auto"  # whoever loads a model by an Auto class has imported it
 
@@ -26,7 +26,7 @@ class _AfterImport(Loader):
 
 
 class _Finder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != WATCHED:
             return None
         sys.meta_path.remove(self)  # once; the search goes on without it

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy, Projection, evaluating, probe_inputs, read_anatomy
@@ -59,18 +59,19 @@ def shrink(
     units = mask.structured()
     if mask.values and dead:
         units &= dead_parts(model, anatomy, mask)
-    cut = _cut(model, anatomy, anatomy.full_mask() & units, groups)
-    _refuse_shared(model, anatomy, cut)
+    kept = anatomy.full_mask() & units
+    cut = cut_of(model, anatomy, kept, _filled(anatomy, kept, groups))
+    _refuse_shared(model, cut)
     return _build(model, cut, mask.values)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """What goes: by path of a module the channels that stay; `gone` and `attention` as in the plan of `shrunk`."""
 
-    outputs: Mapping[str, Bool[Tensor, " out"]]
-    inputs: Mapping[str, Int[Tensor, " kept"]]
-    zeroed: Mapping[str, Bool[Tensor, " kept"]]  # of the inputs that stay, those that are only there to fill a group: False
+    outputs: Mapping[str, Tensor]  # bool [out]
+    inputs: Mapping[str, Tensor]  # int [kept]
+    zeroed: Mapping[str, Tensor]  # bool [kept]: of the inputs that stay, those that are only there to fill a group are False
     gone: Mapping[str, tuple[int, str]]
     attention: Mapping[str, dict[str, Any]]
 
@@ -79,13 +80,17 @@ class _Cut:
         return self.outputs.keys() | self.inputs.keys() | self.gone.keys()
 
 
-def _cut(model: nn.Module, anatomy: Anatomy, mask: Mask, groups: Groups) -> _Cut:
+def cut_of(model: nn.Module, anatomy: Anatomy, mask: Mask, stays: Mask) -> Cut:
+    """What goes where `stays` stays, which is what `mask` keeps and perhaps more; both have heads and MLPs, and may have neurons.
+
+    Of heads and neurons that stay and are not kept, the columns of o or `out` become zero; an MLP that stays is kept.
+    """
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     zeroed: dict[str, Tensor] = {}
     gone: dict[str, tuple[int, str]] = {}
     owners: dict[str, dict[str, Any]] = {}
-    assert mask.heads is not None and mask.mlps is not None
+    assert mask.heads is not None and stays.heads is not None and stays.mlps is not None
 
     def keep_rows(path: str, projection: Projection, of: Tensor) -> None:
         if path not in outputs:
@@ -93,34 +98,33 @@ def _cut(model: nn.Module, anatomy: Anatomy, mask: Mask, groups: Groups) -> _Cut
             outputs[path] = torch.ones(weight.shape[1 if projection.transposed else 0], dtype=torch.bool)
         outputs[path][projection.channels()] = of
 
-    for row, (attention, kept) in enumerate(zip(anatomy.attentions, mask.heads, strict=True)):
+    for attention, kept, here in zip(anatomy.attentions, mask.heads, stays.heads, strict=True):
         if bool(kept.all()):
             continue
         d, owner = attention.d_head, attention.q.path.rpartition(".")[0]
         said = {"of": attention.n_heads, "kv_of": attention.n_kv_heads, "d_head": d}
         beside = [f"{owner}.{name}" for name in BESIDE_Q if hasattr(model.get_submodule(owner), name)]
-        if not bool(kept.any()):  # one head of zeros stands in, see `shrunk.Zeros`
+        if not bool(here.any()):  # one head of zeros stands in, see `shrunk.Zeros`
             for projection in (attention.q, attention.k, attention.v):
                 gone[projection.path] = (gone.get(projection.path, (0,))[0] + d, "none")
-            gone |= {path: (d, "none") for path in beside}
+            gone |= dict.fromkeys(beside, (d, "none"))
             gone[attention.o.path] = (attention.o.n_out, "bias" if attention.o.has_bias else "zero")
             owners[owner] = {"heads": [0], "kv_heads": 1, **said}
             continue
-        stays = _filled(kept, attention.n_kv_heads, row, anatomy, groups)
-        rows = stays.repeat_interleave(d)
-        of_groups = stays.view(attention.n_kv_heads, -1).any(1)
+        rows = here.repeat_interleave(d)
+        of_groups = here.view(attention.n_kv_heads, -1).any(1)
         kv_rows = of_groups.repeat_interleave(d)
         for projection, of in ((attention.q, rows), (attention.k, kv_rows), (attention.v, kv_rows)):
             keep_rows(projection.path, projection, of)
         for path in beside:
             keep_rows(path, attention.q, rows)
         inputs[attention.o.path] = torch.nonzero(rows).flatten()
-        if not torch.equal(stays, kept):
+        if not torch.equal(here, kept):
             zeroed[attention.o.path] = kept.repeat_interleave(d)[rows]
-        owners[owner] = {"heads": torch.nonzero(stays).flatten().tolist(), "kv_heads": int(of_groups.sum()), **said}
+        owners[owner] = {"heads": torch.nonzero(here).flatten().tolist(), "kv_heads": int(of_groups.sum()), **said}
 
-    for i, (mlp, is_kept) in enumerate(zip(anatomy.mlps, mask.mlps, strict=True)):
-        neurons = torch.ones(mlp.d_ffn, dtype=torch.bool) if mask.neurons is None else mask.neurons[i]
+    for i, (mlp, is_kept) in enumerate(zip(anatomy.mlps, stays.mlps, strict=True)):
+        neurons = torch.ones(mlp.d_ffn, dtype=torch.bool) if stays.neurons is None else stays.neurons[i]
         if not bool(is_kept) or not bool(neurons.any()):
             for projection in mlp.ins:
                 gone[projection.path] = (gone.get(projection.path, (0,))[0] + 1, "none")
@@ -129,36 +133,39 @@ def _cut(model: nn.Module, anatomy: Anatomy, mask: Mask, groups: Groups) -> _Cut
             for projection in mlp.ins:
                 keep_rows(projection.path, projection, neurons)
             inputs[mlp.out.path] = torch.nonzero(neurons).flatten()
-    return _Cut(outputs, inputs, zeroed, gone, owners)
+    return Cut(outputs, inputs, zeroed, gone, owners)
 
 
-def _filled(kept: Tensor, n_kv: int, row: int, anatomy: Anatomy, groups: Groups) -> Bool[Tensor, " head"]:
-    """The heads that stay: those that are kept, and of groups that are less full than others as many more, lowest first."""
-    by_group = kept.view(n_kv, -1)
-    counts = by_group.sum(1)
-    most = int(counts.max())
-    if set(counts.tolist()) <= {0, most}:
-        return kept
-    if groups == "refuse":
-        raise MaskError(
-            f"{anatomy.attentions[row].q.path}: its groups of heads cannot be cut evenly",
-            got=f"heads kept in each group that shares keys and values: {counts.tolist()}",
-            expected="as many in each group of a layer, or none",
-            next='groups="fill" (--groups fill) keeps the fullest group\'s number in each, zeros in place of removed heads, which '
-            "is exact; or search a ticket of whole layers or neurons; or keep the mask on the dense model (tombola.load)",
-        )
-    filled = by_group.clone()
-    for group, count in zip(filled, counts.tolist(), strict=True):
-        if 0 < count < most:
-            group[torch.nonzero(~group).flatten()[: most - count]] = True
-    return filled.flatten()
+def _filled(anatomy: Anatomy, mask: Mask, groups: Groups) -> Mask:
+    """What stays: all that is kept, and of groups of heads that are less full than others as many more, lowest first."""
+    assert mask.heads is not None
+    stays = mask.heads.clone()
+    for row, attention in enumerate(anatomy.attentions):
+        by_group = stays[row].view(attention.n_kv_heads, -1)
+        counts = by_group.sum(1).tolist()
+        if set(counts) <= {0, max(counts)}:
+            continue
+        if groups == "refuse":
+            raise MaskError(
+                f"{attention.q.path}: its groups of heads cannot be cut evenly",
+                got=f"heads kept in each group that shares keys and values: {counts}",
+                expected="as many in each group of a layer, or none",
+                next='groups="fill" (--groups fill) keeps the fullest group\'s number in each, zeros for removed heads, which is '
+                "exact; or search a ticket of whole layers or neurons; or keep the mask on the dense model (tombola.load)",
+            )
+        for group, count in zip(by_group, counts, strict=True):
+            if count > 0:
+                group[torch.nonzero(~group).flatten()[: max(counts) - count]] = True
+    return Mask(heads=stays, mlps=mask.mlps, neurons=mask.neurons)
 
 
 def _refuse_foreign(model: nn.Module) -> None:
     import transformers
 
     if getattr(getattr(model, "config", None), "model_type", None) == MODEL_TYPE:
-        raise MaskError("the model is shrunk already", got=type(model).__name__, next="shrink the dense model by both masks: a & b")
+        raise MaskError(
+            "the model is shrunk already", got=type(model).__name__, next="shrink the dense model by both masks: a & b"
+        )
     if getattr(transformers, type(model).__name__, None) is not type(model):
         raise MaskError(
             f"{type(model).__name__} is not a class of transformers, so that nothing could load it shrunk",
@@ -168,7 +175,7 @@ def _refuse_foreign(model: nn.Module) -> None:
         )
 
 
-def _refuse_shared(model: nn.Module, anatomy: Anatomy, cut: _Cut) -> None:
+def _refuse_shared(model: nn.Module, cut: Cut) -> None:
     """Raises: MaskError when a weight to be cut belongs to another module too: cut for one, it would be wrong for the other."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -180,7 +187,7 @@ def _refuse_shared(model: nn.Module, anatomy: Anatomy, cut: _Cut) -> None:
             "what the mask removes cannot be cut out of this model",
             got="; ".join([*(" = ".join(found) for found in shared[:4]), *wrong[:4]]),
             expected="a weight of its own, in floating point, for each module that is cut",
-            next="keep the mask on the model (tombola.load, tombola.hold): it is exact, and not smaller; or untie the layers first",
+            next="keep the mask on the model (tombola.load, tombola.hold): exact, and not smaller; or untie the layers first",
         )
 
 
@@ -191,10 +198,9 @@ def _kind_of(module: nn.Module) -> str | None:
     return None
 
 
-def _build(model: nn.Module, cut: _Cut, values: Mapping[str, Tensor]) -> "PreTrainedModel":
-    """A copy in which cut weights are copied cut: `copy.deepcopy` is told beforehand what stands in for what."""
-    linear: dict[str, list[int]] = {}
-    stand_ins: dict[int, Any] = {}
+def slices(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> dict[int, nn.Parameter]:
+    """The parameters that change, by the id of what they stand in for: cut, and zero where single values are removed."""
+    stand_ins: dict[int, nn.Parameter] = {}
     parameters = dict(model.named_parameters())
     for name, part in values.items():
         weight = parameters[name]
@@ -204,9 +210,9 @@ def _build(model: nn.Module, cut: _Cut, values: Mapping[str, Tensor]) -> "PreTra
         now = stand_ins.get(id(weight), weight)
         return _like(weight, now.detach().index_select(dim, index.to(weight.device)))
 
-    def narrow(path: str) -> list[int]:
+    for path in sorted(cut.outputs.keys() | cut.inputs.keys()):
         module: Any = model.get_submodule(path)
-        out, into = (1, 0) if hasattr(module, "nf") else (0, 1)
+        out, into = (1, 0) if hasattr(module, "nf") else (0, 1)  # GPT-2's Conv1D is [in, out]
         weight: nn.Parameter = module.weight
         if path in cut.outputs:
             rows = torch.nonzero(cut.outputs[path]).flatten()
@@ -220,13 +226,19 @@ def _build(model: nn.Module, cut: _Cut, values: Mapping[str, Tensor]) -> "PreTra
                     zero = ~cut.zeroed[path].to(weight.device)
                     small[zero if into == 0 else (slice(None), zero)] = 0.0
             stand_ins[id(weight)] = small
-        shape = stand_ins[id(weight)].shape
-        return [shape[into], shape[out]]
+    return stand_ins
 
+
+def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> "PreTrainedModel":
+    """A copy in which cut weights are copied cut: `copy.deepcopy` is told beforehand what stands in for what."""
+    stand_ins: dict[int, Any] = dict(slices(model, cut, values))
+    linear: dict[str, list[int]] = {}
     for path in sorted(cut.outputs.keys() | cut.inputs.keys()):
-        linear[path] = narrow(path)
+        module: Any = model.get_submodule(path)
+        shape = list(stand_ins[id(module.weight)].shape)
+        linear[path] = shape if hasattr(module, "nf") else shape[::-1]
     for path, (n_out, bias) in cut.gone.items():
-        module = cast(Any, model.get_submodule(path))
+        module = model.get_submodule(path)
         if bias == "none":
             stub: nn.Module = Zeros(n_out)
         else:
@@ -241,6 +253,8 @@ def _build(model: nn.Module, cut: _Cut, values: Mapping[str, Tensor]) -> "PreTra
     gates = small.__dict__.pop("tombola_gates", None)
     if gates is not None:
         gates.remove()
+    if not cut.paths:  # of single values alone, which leave every shape as it is
+        return cast("PreTrainedModel", small)
     plan = {
         "format": FORMAT,
         "base": model.config.model_type,  # type: ignore[union-attr]
@@ -363,7 +377,9 @@ def check_rows(model: nn.Module, rows: int = 4, length: int = 12) -> dict[str, T
     real = (torch.arange(length) < torch.tensor([length - (i * (length - 2)) // rows for i in range(rows)])[:, None]).long()
     if getattr(config, "is_encoder_decoder", False) and isinstance(text.eos_token_id, int):
         turned[turned == text.eos_token_id] = ids[0]
-        turned[torch.arange(rows), real.sum(1) - 1] = text.eos_token_id  # such a model classifies there, and wants one in each row
+        turned[torch.arange(rows), real.sum(1) - 1] = (
+            text.eos_token_id
+        )  # such a model classifies there, and wants one in each row
     inputs = {"input_ids": torch.where(real == 1, turned, pad), "attention_mask": real}
     if "decoder_input_ids" in probe:
         inputs["decoder_input_ids"] = inputs["input_ids"]
@@ -410,6 +426,6 @@ def _uncuttable(small: nn.Module, got: str) -> MaskError:
         f"the {type(small).__name__} does not compute what the masked model computes, and was not saved",
         got=got,
         expected="the same, up to rounding",
-        next="this family may compute with all heads at once (norms over q and k): cut neurons or whole MLPs, or keep the mask on "
-        "the model (tombola.load)",
+        next="this family may compute with all heads at once (norms over q and k): cut neurons or whole MLPs, or keep the mask "
+        "on the model (tombola.load)",
     )
