@@ -16,6 +16,8 @@ LEVELS = (
     ("search", "attention"),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
+    ("export",),
+    ("portable", "adapter"),
     ("cut",),
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),

@@ -15,10 +15,13 @@ from tombola._version import __version__
 from tombola.autoload import teach
 
 if TYPE_CHECKING:
+    from tombola.adapter import Adapters
     from tombola.anatomy import Anatomy, Layout, read_anatomy
     from tombola.callback import HoldMask
+    from tombola.cut import shrink
     from tombola.errors import TombolaError
     from tombola.evaluate import predict, score
+    from tombola.export import ship
     from tombola.gates import Gates, ablate, hold, load, masked, prove_acts
     from tombola.held import HeldValues
     from tombola.legacy import import_mask, import_ticket
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from tombola.search.magnitude import MPruneSettings, m_prune
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
-    from tombola.cut import shrink
     from tombola.study.jobs import find
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 # Every public name, and the room it lives in.
 _ROOMS = {
+    "Adapters": "adapter",
     "Anatomy": "anatomy",
     "ControlSettings": "search.controls",
     "Gates": "gates",
@@ -79,10 +82,12 @@ _ROOMS = {
     "s_prune": "search.structured",
     "scope_parameters": "scope",
     "score": "evaluate",
+    "ship": "export",
     "shrink": "cut",
 }
 
 __all__ = [
+    "Adapters",
     "Anatomy",
     "ControlSettings",
     "Gates",
@@ -124,6 +129,7 @@ __all__ = [
     "s_prune",
     "scope_parameters",
     "score",
+    "ship",
     "shrink",
 ]
 

@@ -213,19 +213,19 @@ def slices(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> dict[int
     for path in sorted(cut.outputs.keys() | cut.inputs.keys()):
         module: Any = model.get_submodule(path)
         out, into = (1, 0) if hasattr(module, "nf") else (0, 1)  # GPT-2's Conv1D is [in, out]
-        weight: nn.Parameter = module.weight
+        full: nn.Parameter = module.weight
         if path in cut.outputs:
             rows = torch.nonzero(cut.outputs[path]).flatten()
-            stand_ins[id(weight)] = sliced(weight, out, rows)
+            stand_ins[id(full)] = sliced(full, out, rows)
             if module.bias is not None:
                 stand_ins[id(module.bias)] = sliced(module.bias, 0, rows)
         if path in cut.inputs:
-            small = sliced(weight, into, cut.inputs[path])
+            small = sliced(full, into, cut.inputs[path])
             if path in cut.zeroed:
                 with torch.no_grad():
-                    zero = ~cut.zeroed[path].to(weight.device)
+                    zero = ~cut.zeroed[path].to(full.device)
                     small[zero if into == 0 else (slice(None), zero)] = 0.0
-            stand_ins[id(weight)] = small
+            stand_ins[id(full)] = small
     return stand_ins
 
 
@@ -262,7 +262,8 @@ def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> "PreTrai
         "gone": {path: list(one) for path, one in cut.gone.items()},
         "attention": dict(cut.attention),
     }
-    small.config.__class__ = shrunk_config(type(small.config))  # in place: its modules hold the same config
+    family: Any = type(small.config)
+    small.config.__class__ = shrunk_config(family)  # in place: its modules hold the same config
     setattr(small.config, FIELD, plan)
     become_shrunk(small)
     resize(small, plan)

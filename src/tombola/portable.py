@@ -177,12 +177,12 @@ def _candidate(model: nn.Module, anatomy: Anatomy, stays: Mask, without: list[in
             state[f"{names[block]}{name.removeprefix(block)}"] = now.detach()
     try:
         with torch.device("meta"):
-            shapes = {name: value.shape for name, value in type(model)(config).state_dict().items()}  # type: ignore[call-arg]
+            shapes = {name: value.shape for name, value in type(model)(config).state_dict().items()}
         if shapes != {name: value.shape for name, value in state.items()} or sum(map(_n, state.values())) >= sum(
             map(_n, model.state_dict().values())
         ):
             return None
-        small = type(model)(config)  # type: ignore[call-arg]
+        small = type(model)(config)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError, AttributeError):  # a config that says no
         return None
     small.to(next(model.parameters()).dtype).load_state_dict(state)

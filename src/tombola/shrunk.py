@@ -113,7 +113,7 @@ class _OwnHeads:
         if not isinstance(value, Tensor):
             return value
         if value.ndim == 3 and len(value) % self._of == 0:  # [batch · head, 1, key], as ALiBi has it
-            return value.unflatten(0, (-1, self._of))[:, self._heads].flatten(0, 1)
+            return value.reshape(-1, self._of, *value.shape[1:])[:, self._heads].flatten(0, 1)
         return value[:, self._heads] if value.ndim == 4 and value.shape[1] == self._of else value
 
 
@@ -146,7 +146,7 @@ class _OwnConfig:
 
 
 @functools.cache
-def _with_own_heads(attention: type[nn.Module]) -> type[nn.Module]:
+def _with_own_heads(attention: Any) -> Any:
     adapter = _OwnBias if hasattr(attention, "compute_bias") else _OwnHeads
     names = tuple(inspect.signature(attention.forward).parameters)[1:]
     return type(PREFIX + attention.__name__, (adapter, attention), {"_names": names, "__module__": __name__})
@@ -163,7 +163,8 @@ def _set_heads(module: nn.Module, said: Mapping[str, Any]) -> None:
         module.config = _OwnConfig(module.config, counts)  # type: ignore[assignment]
     takes = inspect.signature(type(module).forward).parameters
     if {"position_bias", "alibi"} & takes.keys() and not isinstance(module, _OwnHeads):
-        module.__class__ = _with_own_heads(type(module))
+        kind: Any = type(module)
+        module.__class__ = _with_own_heads(kind)
     if isinstance(module, _OwnHeads):
         module._heads, module._of = list(kept), of
 
@@ -200,8 +201,9 @@ def become_shrunk(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            if not type(module).__name__.startswith(PREFIX):
-                module.__class__ = shrunk_class(type(module))
+            kind: Any = type(module)
+            if not kind.__name__.startswith(PREFIX):
+                module.__class__ = shrunk_class(kind)
             for name in ("transformers.utils.output_capturing", "transformers.utils.generic"):  # by release
                 registry = getattr(sys.modules.get(name), "_CAN_RECORD_REGISTRY", None)
                 if registry is not None:  # as a constructor does it: which modules give hidden states and attentions
@@ -239,7 +241,7 @@ def _narrow(path: str, module: Any, n_in: int, n_out: int) -> None:
 
 
 @functools.cache
-def shrunk_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def shrunk_config(base: Any) -> Any:
     """The class of config of shrunk models of a family: the family's own, under another model type."""
 
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -252,8 +254,7 @@ def shrunk_config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         return saved
 
     own = {"model_type": MODEL_TYPE, "__module__": __name__, "save_pretrained": save_pretrained}
-    made: type[PreTrainedConfig] = type(PREFIX + base.__name__, (base,), own)
-    return made
+    return type(PREFIX + base.__name__, (base,), own)
 
 
 def carry_code() -> dict[str, str]:
@@ -262,7 +263,7 @@ def carry_code() -> dict[str, str]:
 
 
 @functools.cache
-def shrunk_class(base: type[nn.Module]) -> type[nn.Module]:
+def shrunk_class(base: Any) -> Any:
     """The class of shrunk models of `base`, a model class of transformers: takes its shapes from the plan in its config."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -270,7 +271,7 @@ def shrunk_class(base: type[nn.Module]) -> type[nn.Module]:
         become_shrunk(self)
         resize(self, getattr(config, FIELD))
 
-    own = {"__init__": __init__, "config_class": shrunk_config(base.config_class), "__module__": __name__}  # type: ignore[arg-type]
+    own = {"__init__": __init__, "config_class": shrunk_config(base.config_class), "__module__": __name__}
     return type(PREFIX + base.__name__, (base,), own)
 
 
@@ -296,7 +297,7 @@ class ShrunkConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 @functools.cache
-def _register_models(base: type[PreTrainedConfig]) -> None:
+def _register_models(base: Any) -> None:
     """Every Auto class that knows a family knows its shrunk models from now on."""
     from transformers.models.auto import modeling_auto
 

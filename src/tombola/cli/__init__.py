@@ -6,6 +6,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     options   the options, each written once, in groups; how what was given is read
     find      demo, find
     tickets   controls, retrain, evaluate, compare, import
+    ship      ship
     look      doctor, inspect, report
     stored    store ls, verify, gc
     study     study plan, run, run-one, status, report
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 import typer
 
-from tombola.cli import find, look, stored, study, tickets
+from tombola.cli import find, look, ship, stored, study, tickets
 from tombola.cli.options import grouped
 from tombola.errors import TombolaError
 
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": tickets.evaluate,
     "compare": tickets.compare,
     "import": tickets.import_,
+    "ship": ship.ship,
     "report": look.report,
 }
 # Verb with verbs of its own → (what they run, help).
