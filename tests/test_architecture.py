@@ -17,7 +17,7 @@ LEVELS = (
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
     ("export",),
-    ("portable", "adapter"),
+    ("portable", "adapter", "pruned4"),
     ("cut",),
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),

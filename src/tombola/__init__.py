@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tombola.legacy import import_mask, import_ticket
     from tombola.mask import Mask
     from tombola.objective import Objective, Prompt
+    from tombola.pruned4 import load_pruned_heads
     from tombola.report.build import build_page
     from tombola.scope import scope_parameters
     from tombola.search.controls import ControlSettings, control
@@ -73,6 +74,7 @@ _ROOMS = {
     "import_mask": "legacy",
     "import_ticket": "legacy",
     "load": "gates",
+    "load_pruned_heads": "pruned4",
     "m_prune": "search.magnitude",
     "masked": "gates",
     "one_shot": "search.one_shot",
@@ -120,6 +122,7 @@ __all__ = [
     "import_mask",
     "import_ticket",
     "load",
+    "load_pruned_heads",
     "m_prune",
     "masked",
     "one_shot",

@@ -264,6 +264,7 @@ def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> "PreTrai
     }
     family: Any = type(small.config)
     small.config.__class__ = shrunk_config(family)  # in place: its modules hold the same config
+    small.config.model_type = MODEL_TYPE  # one that was read from a file has its own
     setattr(small.config, FIELD, plan)
     become_shrunk(small)
     resize(small, plan)
