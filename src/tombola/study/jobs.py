@@ -23,6 +23,7 @@ from tombola.study.lesions import Cut, check_cut
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
+from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
@@ -403,11 +404,6 @@ def resolve_ticket(lab: Lab, name: str) -> Cell | Given:
     if cell is not None and ticket_of(lab, cell).identity == ticket.identity:
         return cell
     return Given(ticket.identity, folder, "ticket")
-
-
-def ticket_of(lab: Lab, taken: Cell | Given) -> Ticket:
-    """The ticket a finished search or control cell holds, or a given folder."""
-    return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
 
 
 def read_ticket(lab: Lab, name: str) -> Ticket:
