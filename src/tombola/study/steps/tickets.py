@@ -54,7 +54,9 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             model=model,
             anatomy=anatomy,
             selection=encoded_rows(lab, dense, "selection", data.selection),
-            metric=data.task.metric,
+            metric=cell.settings["search"].get("stsb_stop_metric", "pearson")
+            if data.task.metric == "pearson"
+            else data.task.metric,
             settings=cell.settings["search"],
             seed=seeds["mask"],
             trial=count,
