@@ -21,13 +21,14 @@ from tombola.search.supers import SuperSettings, super_control, survivors
 from tombola.study.cells import Cell, Lab, read_json, read_rows
 from tombola.study.data import task_data
 from tombola.study.experiments import EXPERIMENTS
-from tombola.study.jobs import open_lab, ticket_of
+from tombola.study.jobs import open_lab
 from tombola.study.kinds import TRAIN_MODES
 from tombola.study.lesions import Cut, check_cut
 from tombola.study.plan import Study, plan_study, read_study
 from tombola.study.prasanna2020 import EXPERIMENTS as OWN
 from tombola.study.results import collect
-from tombola.study.steps import prepare_mode
+from tombola.study.steps.shared import ticket_of
+from tombola.study.steps.training import prepare_mode
 from tombola.train import RunSeeds
 
 FAST: dict[str, Any] = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}

@@ -10,11 +10,12 @@ import pytest
 
 from tombola import build_page, cli
 from tombola.study.cells import Cell, read_rows
-from tombola.study.jobs import RungCells, find, open_lab, plan_controls, plan_find, plan_ladder, ticket_of
+from tombola.study.jobs import RungCells, find, open_lab, plan_controls, plan_find, plan_ladder
 from tombola.study.presets import Rung
 from tombola.study.results import Results, _variants, collect, ladder_rows, scores_of, short_names
 from tombola.study.settings import resolve
 from tombola.study.steps import STEPS
+from tombola.study.steps.shared import ticket_of
 
 FAST = {"epochs": 4, "learning_rate": 4e-3, "batch_size": 16, "train_rows": 128, "selection_rows": 60}
 # Of the ladder from released to corrected, what decides the dense model, set for every rung: one fine-tune serves them all.

@@ -430,7 +430,7 @@ def test_cell_that_lost_its_lock_while_it_started_anew_removes_nothing(tmp_path:
     """What a cell cannot go on from it removes, but only while that is its own."""
     from types import SimpleNamespace
 
-    from tombola.study import steps
+    from tombola.study.steps import training
 
     key, store = "b" * 32, Store(tmp_path / "store")
 
@@ -441,12 +441,12 @@ def test_cell_that_lost_its_lock_while_it_started_anew_removes_nothing(tmp_path:
         owner.write_text(json.dumps(json.loads(owner.read_text()) | {"pid": 1, "started": "1"}))
         raise CheckpointError("removed while it was being read")
 
-    monkeypatch.setattr(steps, "_trained", lost)
-    monkeypatch.setattr(steps, "same_data", lambda *_: None)
-    monkeypatch.setattr(steps, "_ticket", lambda *_: None)
+    monkeypatch.setattr(training, "_trained", lost)
+    monkeypatch.setattr(training, "same_data", lambda *_: None)
+    monkeypatch.setattr(training, "taken_ticket", lambda *_: None)
     cell: Any = SimpleNamespace(key=key, settings={}, inputs={})
     lab: Any = SimpleNamespace(store=store, reporter=SimpleNamespace(say=lambda _: None))
-    bare = inspect.unwrap(steps.run_training)  # not asking for a real Cell and Lab
+    bare = inspect.unwrap(training.run_training)  # not asking for a real Cell and Lab
     with pytest.raises(StoreError, match="belongs to whoever computes it"):
         store.compute(key, {}, lambda out: bare(cell, lab, out, lambda share: None))
     assert (store.root / "unfinished" / key / "training" / "checkpoint-9").is_dir()
@@ -463,7 +463,8 @@ import safetensors.torch, torch
 import tombola
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments  # lazily loaded: now, once
 from tombola.store import Store
-from tombola.study import cells, steps
+from tombola.study import cells
+from tombola.study.steps import training
 torch.set_num_threads(1)
 
 def child(store, model, data, settings, log, at, torn):
@@ -510,12 +511,12 @@ def child(store, model, data, settings, log, at, torn):
     writes(safetensors.torch, "save_model", 1)
     writes(safetensors.torch, "save_file", 1)
     sys.addaudithook(audit)
-    trained, real = [], steps.fine_tune
+    trained, real = [], training.fine_tune
 
     def counted(*arguments, progress, **named):
         return real(*arguments, progress=lambda share: (trained.append(share), progress(share)), **named)
 
-    steps.fine_tune = counted
+    training.fine_tune = counted
     lab = cells.Lab(Store(store, on_message=lambda message: None), Path(data))
     lab.checkpoint_seconds = 0.0  # a save at every log
     (ticket,) = tombola.find(model, "sst2", lab=lab, **settings)

@@ -12,9 +12,9 @@ from tombola.errors import CheckpointError, MaskError, StoreError
 from tombola.gates import hold
 from tombola.mask import Mask
 from tombola.store import Store, fingerprint
-from tombola.study import steps
 from tombola.study.jobs import open_lab, plan_find
 from tombola.study.settings import resolve
+from tombola.study.steps import training
 from tombola.ticket import fingerprint_files
 
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_refused_after_its_weights_were_read_starts_from_the_base(
     """Trained on from what a refused checkpoint left in the model, the cell would hold another result than its key says."""
     fast = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 60, "selection_rows": 40}
     settings, weights = resolve(fast, (0,)), []
-    real, calls = steps.fine_tune, list[int]()
+    real, calls = training.fine_tune, list[int]()
 
     def fails_once(model: Any, *args: Any, **more: Any) -> Any:
         calls.append(1)
@@ -92,8 +92,8 @@ def test_a_checkpoint_refused_after_its_weights_were_read_starts_from_the_base(
             raise CheckpointError("a marker is gone")
         return real(model, *args, **more)
 
-    for name, training in (("clean", real), ("refused", fails_once)):
-        monkeypatch.setattr(steps, "fine_tune", training)
+    for name, trained in (("clean", real), ("refused", fails_once)):
+        monkeypatch.setattr(training, "fine_tune", trained)
         lab = open_lab(tmp_path / name, data_folder)
         (folder,) = lab.run([plan_find(lab, str(tiny_folder), "sst2", settings, (0,))[0].dense])
         weights.append((folder / "weights" / "model.safetensors").read_bytes())

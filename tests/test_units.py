@@ -35,9 +35,10 @@ from tombola.search import structured
 from tombola.search.controls import CONTROLS, ControlSettings, control
 from tombola.search.structured import PHASES, SPruneResult, SPruneSettings, remove_lowest, s_prune
 from tombola.study import jobs
-from tombola.study.jobs import Found, open_lab, plan_controls, plan_find, plan_test, ticket_of
+from tombola.study.jobs import Found, open_lab, plan_controls, plan_find, plan_test
 from tombola.study.results import collect
 from tombola.study.settings import resolve
+from tombola.study.steps.shared import ticket_of
 from tombola.tasks.encode import Encoded, batches
 from tombola.ticket import Ticket
 

@@ -18,13 +18,14 @@ from tombola.anatomy import read_anatomy
 from tombola.lesion import LESIONS
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.study import jobs, steps
+from tombola.study import jobs
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.jobs import Found, find, open_lab, plan_controls, plan_find, plan_retrain, plan_test, ticket_of
+from tombola.study.jobs import Found, find, open_lab, plan_controls, plan_find, plan_retrain, plan_test
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS, collect
 from tombola.study.settings import RetrainSettings, resolve
-from tombola.study.steps import lesion_seed
+from tombola.study.steps import training
+from tombola.study.steps.shared import lesion_seed, ticket_of
 from tombola.ticket import Ticket
 from tombola.train import TrainLog
 
@@ -291,7 +292,7 @@ def start_of(
     """The weights that retraining under these options starts from; in a copy of the store, which is not to be believed."""
     shutil.copytree(world.folder, where)
     start = Start()
-    monkeypatch.setattr(steps, "fine_tune", start)
+    monkeypatch.setattr(training, "fine_tune", start)
     lab = open_lab(where, world.data)
     lab.run([plan_retrain(ticket, world.m.dense, options, keep_weights=True)])
     return start.weights

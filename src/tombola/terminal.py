@@ -147,7 +147,7 @@ def _perplexity(metric: str, value: float | None) -> str:
 
 
 def print_overlaps(lab: "Lab", controlled: "Sequence[Tested]") -> None:
-    from tombola.study.jobs import ticket_of
+    from tombola.study.steps.shared import ticket_of
 
     rows = []
     for one in controlled:
@@ -193,7 +193,7 @@ def print_ladder(lab: "Lab", rungs: "Sequence[RungCells]", as_json: bool) -> Non
 def ticket_json(lab: "Lab", taken: "Cell | Given", scored: "Sequence[Cell | None]") -> dict[str, Any]:
     """One ticket as JSON shows it, with the scores of these cells."""
     from tombola.study.cells import read_rows
-    from tombola.study.jobs import ticket_of
+    from tombola.study.steps.shared import ticket_of
 
     ticket = ticket_of(lab, taken)
     return {

@@ -23,6 +23,7 @@ from tombola.study.lesions import Cut, check_cut
 from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
+from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
@@ -265,8 +266,12 @@ def implied(task: str | Task, method: str) -> dict[str, Any]:
         return {}
     known = task if isinstance(task, Task) else get_task(task)
     said = {"selection_split": "validation"} if "selection" in known.splits else {}
-    rule = {} if known.labels or "floor_rule" not in options_of(method) else {"floor_rule": "fraction_above_baseline"}
-    return said | rule
+    options = options_of(method)
+    if not known.labels and "floor_rule" in options:
+        said["floor_rule"] = "fraction_above_baseline"
+    if known.metric != "pearson" and "stsb_stop_metric" in options:
+        said["stsb_stop_metric"] = "pearson"  # plays no part, and makes no rung
+    return said
 
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:
@@ -403,11 +408,6 @@ def resolve_ticket(lab: Lab, name: str) -> Cell | Given:
     if cell is not None and ticket_of(lab, cell).identity == ticket.identity:
         return cell
     return Given(ticket.identity, folder, "ticket")
-
-
-def ticket_of(lab: Lab, taken: Cell | Given) -> Ticket:
-    """The ticket a finished search or control cell holds, or a given folder."""
-    return Ticket.from_pretrained(taken.folder if isinstance(taken, Given) else lab.folder(taken) / "ticket")
 
 
 def read_ticket(lab: Lab, name: str) -> Ticket:

@@ -226,8 +226,8 @@ def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]
     over draws; the second of the difference to the first rung within each seed.
     """
     from tombola.anatomy import size_of
-    from tombola.study.jobs import ticket_of
     from tombola.study.presets import OPTIONS, preset_values
+    from tombola.study.steps.shared import ticket_of
 
     def by_seed(rows: list[ScoreRow]) -> dict[str, dict[int, float]]:
         found: dict[str, dict[int, list[float]]] = {}

@@ -1,0 +1,89 @@
+"""The steps: what each kind of cell computes. One function and one row of `STEPS` each.
+
+    fine_tune   base → dense model of a task             weights, predictions, scores
+    search      fine-tuned model → good ticket           ticket, path, importance of every step
+    control     ticket → control ticket of its size      ticket
+    derive      tickets → another ticket                 ticket
+    evaluate    ticket on weights (pruned)               predictions, scores
+    lesion      part of a dense model destroyed          scores of each place
+    train_mode  base, trained in another way             predictions, scores
+    retrain     ticket on base, trained again            predictions, scores, weights when asked for
+
+What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tombola.study.cells import Cell, Step
+from tombola.study.lesions import EXPECTED_PLACES, Cut
+from tombola.study.steps.scoring import run_evaluate, run_lesion
+from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
+from tombola.study.steps.training import run_training
+from tombola.tasks import bare_name
+
+
+def _rows(cell: Cell, *roles: str) -> float:
+    counts: Mapping[str, int] = cell.settings["data"]["counts"]
+    return float(sum(counts.get(role, 0) for role in roles))
+
+
+def _training_work(cell: Cell) -> float:
+    # forward, gradients of activations, gradients of weights: three passes a row
+    epochs: int = cell.settings["train"]["epochs"]
+    return 3.0 * epochs * _rows(cell, "train") + _rows(cell, "selection", "report", "challenge")
+
+
+def _search_work(cell: Cell) -> float:
+    dense = cell.inputs["model"]
+    assert isinstance(dense, Cell)
+    return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
+
+
+def _lesion_work(cell: Cell) -> float:
+    return EXPECTED_PLACES[cell.settings["lesion"]["where"]] * _rows(cell, "selection", "report", "challenge")
+
+
+def _title(cell: Cell) -> str:
+    planned: dict[str, Any] = {}  # a search or control has the task and seed of the model it goes back to
+    for one in cell.needed():
+        planned |= {name: one.settings[name] for name in ("seeds", "data") if name in one.settings}
+    seeds, data = planned.get("seeds", {}), planned.get("data", {})
+    return " · ".join(
+        x
+        for x in (
+            cell.step.replace("_", "-"),
+            _about(cell),
+            bare_name(data.get("task", "")),
+            f"seed {seeds.get('run', '?')}",
+        )
+        if x
+    )
+
+
+def _about(cell: Cell) -> str:
+    ticket = cell.inputs.get("ticket")
+    if cell.step == "train_mode":
+        return str(cell.settings["mode"])
+    if cell.step == "control":
+        return f"{cell.settings['kind']} {cell.settings['draw']}"
+    if cell.step == "lesion":
+        return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
+    if cell.step == "derive":
+        return str(cell.settings["rule"])
+    tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
+    dense = cell.inputs.get("dense")
+    longer = isinstance(dense, Cell) and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]
+    return f"{tested}, {cell.settings['train']['epochs']} epochs" if longer else tested
+
+
+STEPS: dict[str, Step] = {
+    "fine_tune": Step(1, run_training, _training_work, _title),
+    "search": Step(1, run_search, _search_work, _title),
+    "control": Step(1, run_control, lambda cell: 1.0, _title),
+    "derive": Step(1, run_derive, lambda cell: 1.0, _title),
+    "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    "lesion": Step(1, run_lesion, _lesion_work, _title),
+    "train_mode": Step(1, run_training, _training_work, _title),
+    "retrain": Step(1, run_training, _training_work, _title),
+}

@@ -1,0 +1,82 @@
+"""The steps that score what is there: evaluate and lesion."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tombola.anatomy import read_anatomy
+from tombola.gates import lesion_of, masked, prove_acts
+from tombola.mask import Mask
+from tombola.objective import load_weights
+from tombola.study.cells import Cell, Given, Lab, write_json, write_rows
+from tombola.study.data import base_folder, layout_of, same_data
+from tombola.study.lesions import PLACES, Cut, Patient, done, said_of
+from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, score_rows, taken_ticket, write_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[float], None]
+
+
+def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A ticket's mask on given weights, nothing trained."""
+    data, ticket = same_data(cell, lab), taken_ticket(cell, lab)
+    assert ticket is not None
+    weights = cell.inputs.get("weights")
+    if weights is None:
+        folder = base_folder(lab, cell.settings["model"])
+    else:
+        folder = lab.folder(weights) / "weights" if isinstance(weights, Cell) else weights.folder
+    model = load_weights(folder, data.task.objective, head_seed=cell.settings["seeds"]["head"])
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
+    model.to(cell.settings["machine"]["device"])
+    anatomy.check(ticket.mask)
+    # The dense predictions of the same weights: read where they were stored for these very rows, else made here.
+    stored = isinstance(weights, Cell) and weights.settings["data"] == cell.settings["data"]
+    dense = read_predictions(lab.folder(weights)) if stored and weights else predict_all(cell, lab, data, model)
+    progress(0.3)
+    if not isinstance(weights, Given):  # weights of one's own were trained from a lesion, if at all: not to be destroyed again
+        lesion_of(ticket)(model, anatomy)
+    prove_acts(model, anatomy, ticket.mask)
+    with masked(model, anatomy, ticket.mask):
+        predictions = predict_all(cell, lab, data, model)
+    write_scores(cell, out, data, predictions, dense, ticket, stage="pruned")
+    head = (
+        []
+        if weights is not None
+        else ["the weights are the base: the task head was drawn, not trained, and scores are those of chance"]
+    )
+    write_json(out / "result.json", {"warnings": head})
+
+
+def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A lesion of the dense model, in each of its places, nothing trained after it.
+
+    With a ticket its removed heads are what is destroyed; what else it removes is masked, as in its pruned score.
+    """
+    data, ticket, dense = same_data(cell, lab), taken_ticket(cell, lab), cell.inputs["weights"]
+    cut, seeds, objective = Cut(**cell.settings["lesion"]), cell.settings["seeds"], data.task.objective
+    model = load_weights(lab.folder(dense) / "weights", objective, head_seed=seeds["head"])
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
+    model.to(cell.settings["machine"]["device"])
+    base: list[PreTrainedModel] = []
+
+    def pretrained() -> "PreTrainedModel":
+        if not base:
+            base.append(load_weights(base_folder(lab, cell.settings["model"]), objective, head_seed=seeds["head"]))
+        return base[0]
+
+    patient = Patient(model, anatomy, pretrained, lesion_seed(seeds["mask"], cut.draw))
+    heads = None if ticket is None else ticket.mask.heads
+    beside = Mask() if ticket is None else Mask(mlps=ticket.mask.mlps, neurons=ticket.mask.neurons)
+    before, places, rows = read_predictions(lab.folder(dense)), PLACES[cut.where](anatomy.n_layers), list[dict[str, Any]]()
+    for i, layers in enumerate(places):
+        with done(cut, layers, patient, heads), masked(model, anatomy, beside):
+            predictions = predict_all(cell, lab, data, model)
+        said = {"kind": "lesion", "stage": "pruned", "draw": cut.draw, "lesion": said_of(cut, layers, anatomy.n_layers)}
+        rows += score_rows(cell, data, predictions, before, said)
+        progress((i + 1) / len(places))
+    write_rows(out / "lesions.jsonl", rows)
+    spared = heads is not None and bool(heads.all())
+    write_json(out / "result.json", {"warnings": ["the ticket removes no heads, so none was destroyed"] if spared else []})
