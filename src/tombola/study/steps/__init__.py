@@ -82,7 +82,7 @@ STEPS: dict[str, Step] = {
     "search": Step(1, run_search, _search_work, _title),
     "control": Step(1, run_control, lambda cell: 1.0, _title),
     "derive": Step(1, run_derive, lambda cell: 1.0, _title),
-    "evaluate": Step(2, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    "evaluate": Step(3, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),

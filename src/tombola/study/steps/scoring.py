@@ -1,10 +1,13 @@
 """The steps that score what is there: evaluate and lesion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tombola.anatomy import read_anatomy
+from tombola.anatomy import Anatomy, read_anatomy
+from tombola.cut import prove_same, shrink
+from tombola.errors import MaskError
 from tombola.gates import lesion_of, masked, prove_acts
 from tombola.mask import Mask
 from tombola.objective import load_weights
@@ -39,8 +42,8 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     if not isinstance(weights, Given):  # weights of one's own were trained from a lesion, if at all: not to be destroyed again
         lesion_of(ticket)(model, anatomy)
     prove_acts(model, anatomy, ticket.mask)
-    with masked(model, anatomy, ticket.mask):
-        predictions = predict_all(cell, lab, data, model)
+    with as_small_as_it_gets(model, anatomy, ticket.mask) as pruned:
+        predictions = predict_all(cell, lab, data, pruned)
     write_scores(cell, out, data, predictions, dense, ticket, stage="pruned")
     head = (
         []
@@ -48,6 +51,25 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         else ["the weights are the base: the task head was drawn, not trained, and scores are those of chance"]
     )
     write_json(out / "result.json", {"warnings": head})
+
+
+@contextmanager
+def as_small_as_it_gets(model: "PreTrainedModel", anatomy: Anatomy, mask: Mask) -> "Iterator[PreTrainedModel]":
+    """The model under `mask`: cut where that is exact and proved so on these weights, else with the mask on.
+
+    Single values are not cut: what they leave would be looked for in every cell, and is seldom a whole head.
+    """
+    small = None
+    if not mask.values and not mask.removes_nothing:
+        with suppress(MaskError):  # shared layers, custom modules, heads that are computed with all at once
+            cut = shrink(model, mask, anatomy, groups="fill")
+            prove_same(model, anatomy, mask, cut)
+            small = cut
+    if small is not None:
+        yield small
+        return
+    with masked(model, anatomy, mask):
+        yield model
 
 
 def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
