@@ -16,6 +16,7 @@ LEVELS = (
     ("search", "attention"),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
+    ("timing",),
     ("export",),
     ("portable", "adapter", "pruned4"),
     ("cut",),

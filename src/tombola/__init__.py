@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
     from tombola.ticket import Ticket
+    from tombola.timing import bench
     from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 # Every public name, and the room it lives in.
@@ -63,6 +64,7 @@ _ROOMS = {
     "TrainSettings": "train",
     "ablate": "gates",
     "asked_in_words": "tasks",
+    "bench": "timing",
     "build_page": "report.build",
     "collect": "study.results",
     "control": "search.controls",
@@ -111,6 +113,7 @@ __all__ = [
     "__version__",
     "ablate",
     "asked_in_words",
+    "bench",
     "build_page",
     "collect",
     "control",

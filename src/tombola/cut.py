@@ -33,7 +33,13 @@ Groups = Literal["refuse", "fill"]
 
 
 def shrink(
-    model: nn.Module, mask: Mask | None = None, anatomy: Anatomy | None = None, *, groups: Groups = "refuse", dead: bool = True
+    model: nn.Module,
+    mask: Mask | None = None,
+    anatomy: Anatomy | None = None,
+    *,
+    groups: Groups = "refuse",
+    dead: bool = True,
+    share: bool = False,
 ) -> "PreTrainedModel":
     """A copy of `model` that lacks what `mask` removes, and computes what the masked model computes; `model` stays as it is.
 
@@ -42,8 +48,10 @@ def shrink(
     groups: where heads share keys and values, every group of a layer must lose as many heads. "refuse" says so; "fill" keeps as
     many heads in each as the fullest has, those that the mask removes with zeros in o: exact, and less is gained.
 
+    share: weights that are not cut are those of `model` itself and no copies: for a model that is only run, and at once.
+
     The result is of a class of its own (`ShrunkBertFor…`), saves with save_pretrained and loads by every Auto class once tombola
-    is imported. What costs nothing is not copied; weights are. A model that is asked in words stays so.
+    is imported. A model that is asked in words stays so.
 
     Raises: MaskError for a mask that does not fit, for groups that cannot be cut evenly, for layers that share their weights, and
     for a model class that is not of transformers, each with what can be done instead.
@@ -62,7 +70,7 @@ def shrink(
     kept = anatomy.full_mask() & units
     cut = cut_of(model, anatomy, kept, _filled(anatomy, kept, groups))
     _refuse_shared(model, cut)
-    return _build(model, cut, mask.values)
+    return _build(model, cut, mask.values, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +237,7 @@ def slices(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> dict[int
     return stand_ins
 
 
-def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> "PreTrainedModel":
+def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor], share: bool) -> "PreTrainedModel":
     """A copy in which cut weights are copied cut: `copy.deepcopy` is told beforehand what stands in for what."""
     stand_ins: dict[int, Any] = dict(slices(model, cut, values))
     linear: dict[str, list[int]] = {}
@@ -248,6 +256,9 @@ def _build(model: nn.Module, cut: Cut, values: Mapping[str, Tensor]) -> "PreTrai
                 stub.bias = _like(module.bias, kept.detach().clone())
         stub.to(module.weight.device, module.weight.dtype)
         stand_ins[id(module)] = stub.train(module.training)
+    if share:
+        kept = {id(one): one for one in (*model.parameters(), *model.buffers())}
+        stand_ins = kept | stand_ins
     small: Any = copy.deepcopy(model, stand_ins)
     small.__dict__.pop("forward", None)  # a wrapper of Trainer or accelerate, which would go on calling the dense model
     gates = small.__dict__.pop("tombola_gates", None)

@@ -399,12 +399,24 @@ def weight_bytes(folder: Path) -> int:
 
 
 def flops(model: nn.Module, length: int = LENGTH) -> int:
-    """Operations (two for each multiplication with its addition) of one row of `length` tokens, matrix products only; of an
-    image its own size. Attention without heads stands in as one of zeros, which counts."""
-    from torch.utils.flop_counter import FlopCounterMode
+    """`operations_of` one row of `length` tokens, or as many as the model takes; of an image its own size."""
+    return operations_of(model, check_rows(model, 1, min(length, _longest(model))))
 
-    inputs = check_rows(model, 1, min(length, _longest(model)))
-    with FlopCounterMode(display=False) as counter:
+
+def operations_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Operations of a forward pass, two for each multiplication with its addition: of matrix products and attention alone.
+
+    The head of zeros that stands in for an emptied attention is counted: it is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        found: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+        return found
+
+    # torch does not count the kernel that it runs on a CPU
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         outputs_of(model, inputs)
     return int(counter.get_total_flops())
 

@@ -1,11 +1,11 @@
-"""What a ticket becomes for others: ship."""
+"""What a ticket becomes for others, and what that gains: ship, bench."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tombola.cli.options import STORE, DataOption, JsonOption, StoreOption, TicketArgument, make_lab
+from tombola.cli.options import STORE, DataOption, JsonOption, StoreOption, TicketArgument, make_lab, quiet
 from tombola.terminal import megabytes, print_json, print_table, say
 
 
@@ -49,3 +49,47 @@ def ship(
     print(shipped.in_words())
     for note in shipped.notes:
         print(note)
+
+
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(help="The dense model, then others: folders, demo, Hub names, folders with model.onnx.")
+    ],
+    *,
+    shapes: Annotated[str, typer.Option(help="Batches as ROWSxTOKENS, separated by commas.")] = "1x16,1x128,8x128",
+    rounds: Annotated[int, typer.Option(help="Rounds of turns; more of them narrow the noise.")] = 9,
+    threads: Annotated[int, typer.Option(help="Threads of the CPU; 0: as many as torch takes.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Time models beside each other, in turns, with the noise of the machine; parameters, bytes, memory; and say it in words."""
+    from tombola.errors import SettingsError, TombolaError
+
+    try:
+        asked = [(int(batch), int(length)) for batch, _, length in (one.strip().partition("x") for one in shapes.split(","))]
+    except ValueError:
+        problem = TombolaError("--shapes are not ROWSxTOKENS", got=shapes, expected="for example 1x16,8x128")
+        raise SettingsError([problem]) from None
+    import torch
+
+    from tombola.timing import bench as measure
+
+    quiet()
+    if threads > 0:
+        torch.set_num_threads(threads)
+    found = measure(models, asked, rounds)
+    if as_json:
+        print_json(found.as_json())
+        return
+    rows = [
+        (
+            t.model, f"{t.batch}x{t.length}", f"{1e3 * t.seconds.median:.1f}", f"{t.tokens_a_second:,.0f}",
+            f"{t.against_dense.median:.2f} ({t.against_dense.low:.2f} to {t.against_dense.high:.2f})", f"{t.noise:.2f}",
+            f"{t.flops / 1e9:.2f}" if t.flops else "",
+        )
+        for t in found.timings
+    ]  # fmt: skip
+    columns = ("model", "rows x tokens", "ms", "tokens a second", "against the first", "noise", "GFLOPs")
+    print_table(f"{found.rounds} rounds, {found.threads} threads", columns, rows)
+    sizes = [(h.model, f"{h.parameters:,}", megabytes(h.bytes), megabytes(h.peak_bytes)) for h in found.held]
+    print_table("what they hold", ("model", "parameters", "weights on disk", "memory of a pass"), sizes)
+    print(found.in_words())

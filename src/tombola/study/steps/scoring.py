@@ -62,7 +62,7 @@ def as_small_as_it_gets(model: "PreTrainedModel", anatomy: Anatomy, mask: Mask) 
     small = None
     if not mask.values and not mask.removes_nothing:
         with suppress(MaskError):  # shared layers, custom modules, heads that are computed with all at once
-            cut = shrink(model, mask, anatomy, groups="fill")
+            cut = shrink(model, mask, anatomy, groups="fill", share=True)
             prove_same(model, anatomy, mask, cut)
             small = cut
     if small is not None:
