@@ -123,7 +123,8 @@ def test_hf_is_a_shrunk_model_with_tokenizer_ticket_and_card(found: Ticket, tmp_
     assert pipe("the film was good")[0]["label"] in LABELS
     assert Ticket.from_pretrained(tmp_path / "out" / "ticket").mask == found.mask
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| validation | accuracy | 0.9000 | 80 |" in card and "import tombola" in card
+    assert "| validation | accuracy | 0.9000 | 0.815 to 0.948 | 80 |" in card and "import tombola" in card  # Wilson's, by hand
+    assert "Licence of the base: not said" in card and shipped.in_words() in card
     said = (tmp_path / "out" / "ticket" / "ticket.json").read_text() + card
     assert str(tmp_path / "found") not in said
     assert leftovers(tmp_path) == []
@@ -339,6 +340,48 @@ def test_files_cannot_leave_the_folder_and_only_known_ones_are_copied(found: Tic
     ship(found, tmp_path / "out")
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
     assert "evil.py" not in names and not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- hub
+
+
+class FakeHub:
+    """What would have been sent."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, bool]] = []
+        self.sent: list[str] = []
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        self.made.append((repo_id, private))
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str]) -> None:
+        self.sent += allow_patterns
+
+
+def test_nothing_is_uploaded_without_the_users_word(
+    found: Ticket, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    ship(found, tmp_path / "out")
+    (tmp_path / "out" / ".hidden").write_text("secret")
+    (tmp_path / "out" / "link.txt").symlink_to(tmp_path / "out" / ".hidden")
+    code, out, _ = run("push", tmp_path / "out", "me/mine")
+    assert code == 0 and "nothing was sent" in out and "model.safetensors" in out and hub.made == []
+    code, out, _ = run("push", tmp_path / "out", "me/mine", "--dry-run", tmp_path / "dry")
+    written = sorted(str(path.relative_to(tmp_path / "dry")) for path in (tmp_path / "dry").rglob("*") if path.is_file())
+    assert code == 0 and hub.made == [] and "README.md" in written and "ticket/ticket.json" in written
+    assert not {".hidden", "link.txt"} & set(written)
+    back = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "dry")
+    assert type(back).__name__ == "ShrunkBertForSequenceClassification"
+    code, out, _ = run("push", tmp_path / "out", "me/mine", "--yes")
+    assert code == 0 and "https://hub/me/mine" in out and hub.made == [("me/mine", True)] and sorted(hub.sent) == written
+    for arguments in ([tmp_path / "found", "me/mine"], [tmp_path / "out", "a//b"], [tmp_path / "nothing", "me/mine"]):
+        code, _, err = run("push", *arguments, "--yes")
+        assert code == 2 and "expected" in err
+    assert len(hub.made) == 1
 
 
 # ------------------------------------------------------------------------------------------------------- command line

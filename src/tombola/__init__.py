@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tombola.cut import shrink
     from tombola.errors import TombolaError
     from tombola.evaluate import predict, score
-    from tombola.export import ship
+    from tombola.export import push_to_hub, ship
     from tombola.gates import Gates, ablate, hold, load, masked, prove_acts
     from tombola.held import HeldValues
     from tombola.legacy import import_mask, import_ticket
@@ -82,6 +82,7 @@ _ROOMS = {
     "one_shot": "search.one_shot",
     "predict": "evaluate",
     "prove_acts": "gates",
+    "push_to_hub": "export",
     "read_anatomy": "anatomy",
     "s_prune": "search.structured",
     "scope_parameters": "scope",
@@ -131,6 +132,7 @@ __all__ = [
     "one_shot",
     "predict",
     "prove_acts",
+    "push_to_hub",
     "read_anatomy",
     "s_prune",
     "scope_parameters",

@@ -5,6 +5,7 @@ rename publishes it. What does not compute the same, or cannot be written whole,
 """
 
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
@@ -119,9 +120,9 @@ def ship(
     dense = Footprint(job.anatomy.total_parameters, weight_bytes(place), flops(model))
     with _published(out) as folder:
         found, parameters, operations, notes = TARGETS[to](job, folder)
-        (folder / "README.md").write_text(_card(job, to, found), encoding="utf-8")
-    small = Footprint(parameters, weight_bytes(out), operations)
-    return Shipped(out, to, found, dense, small, tuple(notes))
+        shipped = Shipped(out, to, found, dense, Footprint(parameters, weight_bytes(folder), operations), tuple(notes))
+        (folder / "README.md").write_text(_card(job, shipped), encoding="utf-8")
+    return shipped
 
 
 def refuse(out: Path, to: str, code: bool) -> None:
@@ -203,6 +204,7 @@ def _to_onnx(job: _Job, folder: Path) -> _Written:
         raise MaskError("the ONNX model does not compute what the masked model computes, and was not saved", got=str(found))
     small.config.save_pretrained(folder)
     _copy_tokenizer(job, folder)
+    _placeless(job.ticket).save_pretrained(folder / "ticket")
     return found, parameters, operations, notes
 
 
@@ -210,7 +212,7 @@ def _to_peft(job: _Job, folder: Path) -> _Written:
     ticket = job.ticket
     place, _ = locate_weights(ticket, "base")
     base = load_weights(place, ticket.objective, head_seed=ticket.seeds.get("head", 0))
-    adapter = Adapter.between(base, job.anatomy, job.model, replace(ticket, found_on=replace(ticket.found_on, path=None)))
+    adapter = Adapter.between(base, job.anatomy, job.model, _placeless(ticket))
     adapter.save_pretrained(folder)
     back = Adapters.from_pretrained({"default": folder}).model
     found = _compare(job, back)
@@ -439,24 +441,114 @@ _LOAD = {
 }
 
 
-def _card(job: _Job, to: str, found: Parity) -> str:
-    """The model card: base, task, scores with n, sparsity, how to load. Written beside what was shipped."""
-    ticket = job.ticket
+def _card(job: _Job, shipped: Shipped) -> str:
+    """The model card: base and its licence, task, scores with n and interval, sparsity, what was gained, how to load."""
+    ticket, to = job.ticket, shipped.target
     base = ticket.base.name + (f" at {ticket.base.revision}" if ticket.base.revision else "")
     kept = ", ".join(f"{k:,} of {n:,} {name}" for name, (k, n) in ticket.mask.counts_by_type().items())
-    rows = [f"| {m['split']} | {m['metric']} | {m['value']:.4f} | {m['n']} |" for m in ticket.metrics]
-    table = ["", "| split | metric | value | rows |", "| --- | --- | --- | --- |", *rows] if rows else []
+    rows = [f"| {m['split']} | {m['metric']} | {m['value']:.4f} | {_interval(m)} | {m['n']} |" for m in ticket.metrics]
+    table = ["", "| split | metric | value | 95 % interval | rows |", "| --- | --- | --- | --- | --- |", *rows] if rows else []
     how = _LOAD[to].format(auto=_auto_class(job.model).__name__, inputs=", ".join(check_rows(job.model)))
+    licence = _licence(ticket)
+    on_hub = (
+        "/" in ticket.base.name and not Path(ticket.base.name).exists()
+    )  # a folder of this machine says nothing anywhere else
     return "\n".join(
         [
-            "---", "library_name: tombola", "tags: [lottery-ticket, pruning]", "---",
+            "---",
+            "library_name: tombola",
+            "tags: [lottery-ticket, pruning]",
+            *([f"base_model: {ticket.base.name}"] if on_hub else []),
+            *([f"license: {licence}"] if licence else []),
+            "---",
             f"# {base}, without what a ticket removes" + (f", for {ticket.task}" if ticket.task else ""),
             "",
             f"A {ticket.kind} ticket keeps {kept}: sparsity {ticket.sparsity:.4f} of the maskable values ({ticket.scope}).",
-            f"Written as `{to}`; compared with the masked model: {found}.",
-            "Scores below are those of the masked model the ticket was found on.",
+            f"Gained, as `{to}`: {shipped.in_words()}.",
+            *shipped.notes,
+            f"Licence of the base: {licence or 'not said where the base lies; look it up before you share this'}.",
+            "",
+            "Scores are those of the masked model that the ticket was found on.",
             *table,
             "",
-            "```python", how, "```", "",
+            "```python",
+            how,
+            "```",
+            "",
         ]
-    )  # fmt: skip
+    )
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    """Of an accuracy Wilson's interval (1927); of others none is known from value and n alone."""
+    value, n = metric["value"], metric["n"]
+    if metric["metric"] != "accuracy" or not n:
+        return "not known"
+    z = 1.959964
+    centre, spread = value + z * z / (2 * n), z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return f"{(centre - spread) / (1 + z * z / n):.3f} to {(centre + spread) / (1 + z * z / n):.3f}"
+
+
+def _licence(ticket: Ticket) -> str | None:
+    """What the model card of the base says, where it lies on this machine; None when it says nothing."""
+    import yaml
+
+    try:
+        card = resolve_model(ticket.base.name, ticket.base.revision).folder / "README.md"
+        head = card.read_text(encoding="utf-8").removeprefix("---").partition("\n---")[0]
+        said = yaml.safe_load(head)
+    except (TombolaError, OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    found = said.get("license") if isinstance(said, dict) else None
+    return found if isinstance(found, str) and found.replace("-", "").replace(".", "").isalnum() else None
+
+
+# --------------------------------------------------------------------------------------------------------------- hub
+
+
+def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = True, dry_run: Path | str | None = None) -> str:
+    """Uploads what `ship` wrote, or a ticket's folder, to the Hub repository `repo_id`, and returns its address.
+
+    Private unless told otherwise. dry_run: a new folder, into which exactly the files go that would be uploaded; nothing is sent.
+    Hidden files and links stay behind. Raises: SettingsError for a folder that is neither, or a bad name of a repository.
+    """
+    folder = Path(folder)
+    files = hub_files(folder, repo_id)
+    if dry_run is not None:
+        refuse(Path(dry_run), "hf", code=False)
+        with _published(Path(dry_run)) as copy:
+            for file in files:
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / file, copy / file)
+        return str(dry_run)
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=[str(file) for file in files])
+    return str(url)
+
+
+def hub_files(folder: Path, repo_id: str) -> list[Path]:
+    """The files of a shipped model or a ticket that go to the Hub, relative to the folder. Raises: SettingsError."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    problems = []
+    marks = ("ticket.json", "ticket/ticket.json")
+    if not folder.is_dir() or not any((folder / mark).is_file() for mark in marks) or not (folder / "README.md").is_file():
+        problems.append(
+            TombolaError(
+                f"{folder} is nothing that can be pushed",
+                got=sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder",
+                expected="what tombola ship wrote, or a ticket's folder",
+            )
+        )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        problems.append(TombolaError("this is no name of a Hub repository", got=repo_id, expected=f"name/of-it: {error}"))
+    if problems:
+        raise SettingsError(problems)
+    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    return [path for path in found if not any(part.startswith(".") for part in path.parts)]

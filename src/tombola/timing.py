@@ -1,7 +1,7 @@
 """How fast models are and what they hold, beside each other: latency and throughput by batch and length, with noise bands.
 
-All models take turns, round by round, so that what else the machine does meets them alike; the first model, the dense one, takes a
-second turn in each round, and how far its two turns are apart is the noise: a ratio within it is no difference.
+All models take turns, round by round, so that what else the machine does meets them alike; the first model, the dense one, takes
+a second turn in each round, and how far its two turns are apart is the noise: a ratio within it is no difference.
 """
 
 import math

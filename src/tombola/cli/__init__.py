@@ -6,7 +6,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     options   the options, each written once, in groups; how what was given is read
     find      demo, find
     tickets   controls, retrain, evaluate, compare, import
-    ship      ship, bench
+    ship      ship, push, bench
     look      doctor, inspect, report
     stored    store ls, verify, gc
     study     study plan, run, run-one, status, report
@@ -33,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": tickets.compare,
     "import": tickets.import_,
     "ship": ship.ship,
+    "push": ship.push,
     "bench": ship.bench,
     "report": look.report,
 }

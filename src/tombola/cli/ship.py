@@ -1,4 +1,4 @@
-"""What a ticket becomes for others, and what that gains: ship, bench."""
+"""What a ticket becomes for others, and what that gains: ship, push, bench."""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +49,36 @@ def ship(
     print(shipped.in_words())
     for note in shipped.notes:
         print(note)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="What tombola ship wrote, or a ticket's folder.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: NAME/OF-IT.")],
+    *,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Upload. Without it, what would be uploaded is said and nothing is sent.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public; it is private otherwise.")] = False,
+    dry_run: Annotated[Path | None, typer.Option("--dry-run", help="Write what would be uploaded into this new folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a shipped model or a ticket with its card to the Hub, when you say so."""
+    from tombola.export import hub_files, push_to_hub
+
+    files = [str(file) for file in hub_files(folder, repo)]
+    done = None
+    if dry_run is not None or yes:
+        done = push_to_hub(folder, repo, private=not public, dry_run=dry_run)
+    if as_json:
+        print_json({"repo": repo, "files": files, "private": not public, "uploaded": yes and dry_run is None, "to": done})
+        return
+    rows = [(file, megabytes((folder / file).stat().st_size)) for file in files]
+    print_table(f"{repo} ({'public' if public else 'private'})", ("file", "size"), rows)
+    print(
+        f"written to {done}"
+        if dry_run is not None
+        else done or "nothing was sent: --yes uploads it, --dry-run FOLDER writes it out"
+    )
 
 
 def bench(
