@@ -7,6 +7,7 @@
     step        a step of fine-tuning                                  selection  which 70 % of all values go, exactly
     search      a whole s-prune search                                 weight     what a mask weighs on disk
     m-search    a whole m-prune search                                 attention  norm-weighted maps of rows of 128 tokens
+    ship        a shrunk model beside the dense one, and getting it
     ticket      memory that a ticket of a real decoder adds            import     the start of a process
     study       what a study takes beside what its cells compute
 
@@ -70,6 +71,16 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
     "study": {"": {"CPU a cell": AtMost(0.05), "load 1,000": AtMost(5), "plan 9 × 5": AtMost(2)}},
     "attention": {"": {"explicit": AtLeast(5), "memory": AtMost(0.05)}},
+    "ship": {
+        "": {
+            "time/operations 8x128": AtMost(1.15),
+            "time/operations 16x128": AtMost(1.15),
+            "Torch-Pruning 8x128": AtMost(1.05),
+            "Torch-Pruning 16x128": AtMost(1.05),
+            "apply, ms": AtMost(50),
+            "find to save, s": AtMost(60),
+        }
+    },
 }
 GENERATED = "acceptability"
 DEFAULT_ROWS = 256
@@ -131,6 +142,7 @@ def run(options: Options) -> dict[str, Any]:
     from decoder import ticket_memory
     from engine import study
     from measure import Figure, Setup, Timed, prepare
+    from shipping import ship
     from start_up import start_up
     from structured import importance, search
     from training import held, step
@@ -148,6 +160,7 @@ def run(options: Options) -> dict[str, Any]:
         "ticket": ticket_memory,
         "study": study,
         "attention": attention,
+        "ship": ship,
     }
     setup = prepare(options.data, options.rounds, options.rows or None, options.own_score_pass)
     print("\n".join(_preamble(setup)), "", COLUMNS.format(*HEADER), sep="\n")

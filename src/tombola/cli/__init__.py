@@ -6,7 +6,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     options   the options, each written once, in groups; how what was given is read
     find      demo, find
     tickets   controls, retrain, evaluate, compare, import
-    ship      ship, push, bench
+    ship      ship, push, bench, frontier
     look      doctor, inspect, report
     stored    store ls, verify, gc
     study     study plan, run, run-one, status, report
@@ -35,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "ship": ship.ship,
     "push": ship.push,
     "bench": ship.bench,
+    "frontier": ship.frontier,
     "report": look.report,
 }
 # Verb with verbs of its own → (what they run, help).

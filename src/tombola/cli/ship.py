@@ -1,12 +1,24 @@
-"""What a ticket becomes for others, and what that gains: ship, push, bench."""
+"""What a ticket becomes for others, and what that gains: ship, push, bench, frontier."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tombola.cli.options import STORE, DataOption, JsonOption, StoreOption, TicketArgument, make_lab, quiet
-from tombola.terminal import megabytes, print_json, print_table, say
+from tombola.cli.options import (
+    STORE,
+    DataOption,
+    JsonOption,
+    OwnRows,
+    Running,
+    StoreOption,
+    TicketArgument,
+    make_lab,
+    quiet,
+    split_seeds,
+    words,
+)
+from tombola.terminal import maybe, megabytes, print_json, print_plan, print_table, say
 
 
 def ship(
@@ -123,3 +135,62 @@ def bench(
     sizes = [(h.model, f"{h.parameters:,}", megabytes(h.bytes), megabytes(h.peak_bytes)) for h in found.held]
     print_table("what they hold", ("model", "parameters", "weights on disk", "memory of a pass"), sizes)
     print(found.in_words())
+
+
+def frontier(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
+    task: Annotated[str, typer.Argument(help="A task, as of tombola find.")],
+    *,
+    procedures: Annotated[str, typer.Option(help="Of s-prune, separated by commas.")] = "joint,neurons,layers",
+    floors: Annotated[str, typer.Option(help="Shares of the full score to go down to.")] = "0.95,0.9,0.8,0.6",
+    draws: Annotated[int, typer.Option(help="Random controls of each ticket.", min=0)] = 2,
+    seed: Annotated[int, typer.Option(help="The run seed.")] = 0,
+    shape: Annotated[str, typer.Option(help="What is timed: ROWSxTOKENS.")] = "8x128",
+    rounds: Annotated[int, typer.Option(help="Rounds of turns of the clock.", min=1)] = 9,
+    target: Annotated[str | None, typer.Option(help='Pick the ticket for it: "50 ms", or "1 point" lost.')] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the page here.")] = None,
+    rows: OwnRows,
+    run: Running,
+) -> None:
+    """Score against latency and size: tickets of several procedures and floors, shrunk and timed, with random controls beside."""
+    from tombola.errors import SettingsError, TombolaError
+    from tombola.study.frontier import measure_frontier, plan_frontier
+
+    try:
+        asked = [float(one) for one in words(floors)]
+        batch, length = (int(one) for one in shape.split("x"))
+    except ValueError:
+        problem = TombolaError("--floors or --shape cannot be read", got=f"{floors}, {shape}", expected="0.9,0.8 and 8x128")
+        raise SettingsError([problem]) from None
+    values, _ = split_seeds(run.settings())
+    lab = run.lab()
+    planned = plan_frontier(lab, model, rows.task(task), values, seed, words(procedures), asked, draws)
+    cells = [cell for one in planned for cell in one.cells]
+    if run.dry_run:
+        print_plan(lab, cells, run.as_json)
+        return
+    lab.run(cells)
+    found = measure_frontier(lab, planned, batch, length, rounds)
+    picked = None if target is None else found.pick(target)
+    if out is not None:
+        from tombola.report.frontier import frontier_page
+
+        out.write_text(frontier_page(found), encoding="utf-8")
+        say(f"The page: {out.resolve()}")
+    if run.as_json:
+        print_json(found.as_json() | {"picked": None if picked is None else picked.cell})
+        return
+    dense = found.points[0]
+    table = [
+        (
+            one.procedure, f"{one.floor:g}", f"{one.sparsity:.3f}", f"{one.score:.3f}", maybe(one.random),
+            f"{1e3 * one.seconds.median:.1f}", f"{one.against_dense.median:.2f}", f"{one.parameters / dense.parameters:.2f}",
+            "dominated" if one.dominated else "", one.cell[:12],
+        )
+        for one in found.points
+    ]  # fmt: skip
+    columns = ("procedure", "floor", "sparsity", found.metric, "random", "ms", "time", "parameters", "", "cell")
+    print_table(f"{found.model}, {found.task}: {batch}x{length}, noise {dense.noise:.2f}", columns, table)
+    if picked is not None:
+        print(f"{target}: {picked.procedure} at floor {picked.floor:g}, cell {picked.cell[:12]}")
+        say(f"Next: tombola ship {picked.cell[:12]} OUT --store {run.store}")

@@ -143,7 +143,7 @@ def plan_retrain(
     epochs: another number of them, with a schedule of its own.
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
-    settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
+    settings = _shared(dense) | {"train": train, "retrain": options.said(), "keep_weights": keep_weights}
     return _cell("retrain", settings, ticket=ticket, dense=dense)
 
 

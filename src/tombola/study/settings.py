@@ -6,7 +6,7 @@ a stored cell and on the page.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -41,6 +41,13 @@ class RetrainSettings:
     retrain_start: Literal["pretrained_all", "pretrained_keep_tuned_embeddings"] = "pretrained_all"
     # mask_keeps_shrink_drops: a layer that lost all its heads is trained without the bias of o, as physical removal does it
     empty_layer_bias: Literal["keep", "mask_keeps_shrink_drops"] = "keep"
+    # the shrunk model is trained instead of the masked one: faster, and another result, since dropout draws other numbers
+    retrain_shrunk: bool = field(default=False, metadata={"unsaid": True})
+
+    def said(self) -> dict[str, Any]:
+        """The settings as a cell names them: without those that came later and have their default, so that none is renamed."""
+        kept = (one for one in fields(self) if not one.metadata.get("unsaid") or getattr(self, one.name) != one.default)
+        return {one.name: getattr(self, one.name) for one in kept}
 
 
 # What every find has; its search adds the settings of the method, see `SEARCHES`.

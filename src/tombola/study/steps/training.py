@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tombola.anatomy import Anatomy, read_anatomy
+from tombola.cut import prove_same, shrink
 from tombola.errors import CheckpointError, TombolaError
 from tombola.gates import hold, lesion_of, prove_acts
 from tombola.lesion import LESIONS, copy_values
@@ -70,7 +71,9 @@ def _trained(
     model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
     anatomy = read_anatomy(model, layout_of(settings["model"]))
     model.to(device)
-    said = [] if ticket is None else _prepare_retraining(cell, lab, model, anatomy, ticket)
+    said: list[str] = []
+    if ticket is not None:
+        model, said = _prepare_retraining(cell, lab, model, anatomy, ticket)
     if "mode" in settings:
         prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
@@ -106,8 +109,10 @@ def prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, se
             parameter.requires_grad_(name in head)
 
 
-def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket) -> list[str]:
-    """The weights a ticket is trained again from, with its mask held; says what a user would not expect."""
+def _prepare_retraining(
+    cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy, ticket: Ticket
+) -> "tuple[PreTrainedModel, list[str]]":
+    """The weights a ticket is trained again from, with its mask held, or cut out; and what a user would not expect."""
     options, mask = RetrainSettings(**cell.settings["retrain"]), ticket.mask
     said = []
     if options.retrain_start == "pretrained_keep_tuned_embeddings":
@@ -121,5 +126,16 @@ def _prepare_retraining(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy:
         if biases:
             said.append(f"retrained without the bias of the attention output of {len(biases)} emptied layers, as released")
     prove_acts(model, anatomy, mask)
-    hold(model, anatomy, mask)
-    return said
+    if not options.retrain_shrunk:
+        hold(model, anatomy, mask)
+        return model, said
+    if mask.values:
+        raise TombolaError(
+            "single values cannot be trained shrunk",
+            got="a mask of single values, or empty_layer_bias mask_keeps_shrink_drops",
+            expected="a ticket of heads, MLPs, neurons or layers",
+            next="leave retrain_shrunk out: the mask is then held while the model trains",
+        )
+    small = shrink(model, mask, anatomy)  # no filling up: what would fill a group would be trained
+    prove_same(model, anatomy, mask, small)
+    return small, said
