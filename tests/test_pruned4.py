@@ -1,4 +1,4 @@
-"""Checkpoints as transformers 4 wrote them after `prune_heads`: made by hand, row by row, and held against the gated dense model."""
+"""Checkpoints as transformers 4 wrote them after `prune_heads`: made by hand, held against the gated dense model."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
     for pruned, message in (
         ({}, "no heads pruned"), ({"7": [0]}, "do not fit this bert"), ({"0": [9]}, "do not fit this bert"),
-        ([1, 2], "cannot be read"), ({"a": [1]}, "cannot be read"), ({"0": [1, 2]}, "are not those"), ({"1": [1]}, "are not those"),
+        ([1, 2], "cannot be read"), ({"a": [1]}, "cannot be read"), ({"0": [1, 2]}, "are not those"),
+        ({"1": [1]}, "are not those"),
     ):  # fmt: skip
         change(pruned)
         with pytest.raises(TombolaError, match=message):

@@ -491,7 +491,7 @@ def _interval(metric: Mapping[str, Any]) -> str:
 
 def _licence(ticket: Ticket) -> str | None:
     """What the model card of the base says, where it lies on this machine; None when it says nothing."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         card = resolve_model(ticket.base.name, ticket.base.revision).folder / "README.md"

@@ -61,7 +61,7 @@ def load_pruned_heads(name: Path | str, auto: str = "AutoModelForSequenceClassif
     missing = [key for key in found["missing_keys"] if key not in heads_of_task]
     if missing or found.get("mismatched_keys"):
         raise _misfit(name, f"missing: {sorted(missing)[:4]}, of another shape: {list(found.get('mismatched_keys', ()))[:4]}")
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _misfit(name: object, got: str) -> TombolaError:

@@ -274,7 +274,7 @@ def _peak(run: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     now = most = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda one: one.start_ns()):  # type: ignore[union-attr]
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)

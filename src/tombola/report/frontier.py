@@ -13,11 +13,13 @@ def frontier_page(frontier: Frontier) -> str:
     rows = "".join(_row(one, dense) for one in frontier.points)
     title = f"{html.escape(frontier.model)} on {html.escape(frontier.task)}: score against latency"
     head = "<tr>" + "".join(f"<th>{name}</th>" for name in _COLUMNS) + "</tr>"
+    about = (
+        f"{html.escape(frontier.metric)} on {dense.n} rows; time of a forward pass of {frontier.batch} rows of {frontier.length} "
+        f"tokens, medians, noise {dense.noise:.2f}. Hollow: dominated by another point. Dashed: random controls of these sizes."
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1><p>{html.escape(frontier.metric)} on {dense.n} rows; time of a forward pass of {frontier.batch} rows of "
-        f"{frontier.length} tokens, medians, noise {dense.noise:.2f}. Hollow: dominated by another point. Dashed: random controls "
-        f"of the same sizes.</p>{_picture(frontier)}<table>{head}{rows}</table></html>\n"
+        f"<h1>{title}</h1><p>{about}</p>{_picture(frontier)}<table>{head}{rows}</table></html>\n"
     )
 
 

@@ -15,8 +15,7 @@ from tombola.errors import MaskError, SettingsError, TombolaError
 from tombola.objective import load_weights
 from tombola.study.cells import Cell, Lab, read_rows
 from tombola.study.data import layout_of
-from tombola.study.jobs import Found, Tested, implied, plan_controls, plan_find
-from tombola.study.jobs import ticket_of as ticket_of_cell
+from tombola.study.jobs import Found, Tested, found_ticket, implied, plan_controls, plan_find
 from tombola.study.settings import resolve
 from tombola.tasks import Task
 from tombola.timing import Band, bench_models, runner_of
@@ -144,7 +143,7 @@ def measure_frontier(lab: Lab, planned: Sequence[Planned], batch: int = 8, lengt
     runners, sizes = {}, {}
     model: Any = None
     for i, one in enumerate(planned):
-        ticket = ticket_of_cell(lab, one.found.search)
+        ticket = found_ticket(lab, one.found)
         if model is None:
             model = load_weights(lab.folder(dense_cell) / "weights", ticket.objective, head_seed=0)
             anatomy = read_anatomy(model, layout_of(dense_cell.settings["model"]))
