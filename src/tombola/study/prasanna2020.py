@@ -16,12 +16,13 @@ from pydantic import StrictBool, StrictInt
 from tombola.errors import SettingsError, TombolaError
 from tombola.search.magnitude import CriterionName
 from tombola.search.supers import SuperSettings
+from tombola.study import beside
+from tombola.study.beside import own_options
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, only
 from tombola.study.data import check_parts, task_of
 from tombola.study.jobs import Tested, plan_controls, plan_derived, plan_lesion, plan_retrain, plan_test, plan_train_mode
 from tombola.study.lesions import ACTS, Cut
-from tombola.study.presets import preset_values
 
 STUDY: Mapping[str, Any] = {
     "name": "prasanna2020",
@@ -135,8 +136,7 @@ def super_survivors(context: Context, options: SuperOptions) -> list[Cell]:
     for name in options.of:
         method, own = SEARCHED[name]
         for rung, settings in context.on_rungs(method, own, names - given.keys()):
-            changed = {option: value for option, value in rung.values.items() if option in names}
-            rules = preset_values(rung.preset, names) | changed | given
+            rules = own_options(rung, names, given)
             finds = context.find(settings)
             for one in finds:
                 others = [other.search for other in finds if other is not one]
@@ -300,4 +300,5 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "mask-modes": Experiment("X2: masks inverted, and bad ones drawn twice", mask_modes, _methods_of, MaskModesOptions, ("X2",)),
     "mask-on-train": Experiment("X12: masks chosen on rows trained on", mask_on_train, _methods_of, MaskOnTrainOptions, ("X12",)),
+    **beside.EXPERIMENTS,
 }

@@ -8,6 +8,8 @@
     lesion      part of a dense model destroyed          scores of each place
     train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
+    patterns    labelled maps → classifiers of maps      weights, what they are worth
+    attention   maps of one model                        classes and descriptors of each head, samples
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
@@ -17,6 +19,7 @@ from typing import Any
 
 from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
+from tombola.study.steps.attention import run_attention, run_patterns
 from tombola.study.steps.scoring import run_evaluate, run_lesion
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
@@ -55,7 +58,7 @@ def _title(cell: Cell) -> str:
             cell.step.replace("_", "-"),
             _about(cell),
             bare_name(data.get("task", "")),
-            f"seed {seeds.get('run', '?')}",
+            f"seed {seeds['run']}" if seeds else "all seeds",
         )
         if x
     )
@@ -67,6 +70,8 @@ def _about(cell: Cell) -> str:
         return str(cell.settings["mode"])
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
+    if cell.step == "attention":
+        return "fine-tuned" if "weights" in cell.inputs else "pre-trained"
     if cell.step == "lesion":
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
@@ -86,4 +91,7 @@ STEPS: dict[str, Step] = {
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
+    "patterns": Step(1, run_patterns, lambda cell: 1.0, lambda cell: f"patterns · {cell.settings['patterns']['map_preprocess']}"),
+    # the nets read every head's map twice, raw and weighted: about as much again as the model
+    "attention": Step(1, run_attention, lambda cell: 3.0 * cell.settings["attention"]["map_rows"], _title),
 }
