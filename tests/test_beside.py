@@ -1,6 +1,7 @@
 """What is measured beside tickets and scores, run on a tiny model and held against another way of counting."""
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import torch
 from test_prasanna2020 import cells_of
 from tombola.attention.known import CLASSES
 from tombola.attention.patterns import shipped
-from tombola.errors import SettingsError
+from tombola.errors import DataError, SettingsError
+from tombola.evaluate import score
 from tombola.study.cells import Cell, Lab, read_rows
+from tombola.study.data import TaskData
 from tombola.study.jobs import open_lab
 from tombola.study.results import collect
+from tombola.study.steps.shared import ticket_of
+from tombola.study.steps.words import _fitted, overlap_features, tokens
+from tombola.tasks import Rows, get_task
 
 SHORT = {"min_tokens": 8, "map_rows": 12}
 
@@ -141,3 +147,98 @@ def test_a_map_option_that_is_none_is_refused(lab: Lab, tiny_folder: Path) -> No
 
     with pytest.raises((SettingsError, ValidationError), match="norm_map_weight"):
         cells_of(lab, tiny_folder, "attention", norm_map_weight="transposed")
+
+
+# ------------------------------------------------------------------------------------------------------------ baselines
+
+
+def test_baselines_are_full_models_destroyed_a_random_mask_on_drawn_weights_and_words(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "baselines", seeds=(0, 1))
+    assert len(by_step(cells, "bag_of_words")) == 1, "nothing in it is drawn: one for all seeds"
+    kinds = ["bad", "random-init-random", "dense-random-init", "dense-shuffle-values", "dense-shuffle-layers"]
+    assert [one.settings["kind"] for one in by_step(cells, "control")] == [*kinds, *kinds]
+    ran = [*by_step(cells, "bag_of_words"), *by_step(cells, "control")[:5]]
+    lab.run(ran)
+    tickets = {ticket_of(lab, one).kind: ticket_of(lab, one) for one in by_step(cells, "control")[:5]}
+    bad, random_init = tickets["bad"], tickets["random-init-random"]
+    assert bad.mask.counts_by_type() == random_init.mask.counts_by_type()
+    assert random_init.details["lesion"]["name"] == "random-init"
+    for kind in kinds[2:]:
+        assert tickets[kind].mask.removes_nothing and tickets[kind].details["lesion"]
+    rows = [row for row in collect(lab.store).scores if row.kind == "bag-of-words" and row.role == "report"]
+    assert {(row.stage, row.metric, row.n) for row in rows} == {("full", "accuracy", 80)}
+    assert all(row.value == 1.0 > row.majority for row in rows), "the answer is one word of each row"
+
+
+def test_tokens_and_overlap_by_hand() -> None:
+    pair = ("A cat sat.", "The cat, a cat")
+    found = tokens(pair)
+    assert [one for one in found if one.startswith("both")] == ["both a", "both cat"]
+    assert found[:7] == ["0 a", "0 cat", "0 sat", "0 .", "0 a cat", "0 cat sat", "0 sat ."] and "1 cat ," in found
+    assert overlap_features(pair) == pytest.approx([2 / 4, 2 / 3, 2 / 3, math.log(4 / 5)])
+    assert overlap_features(("one text",)) == [] and tokens(("one text",)) == ["0 one", "0 text", "0 one text"]
+
+
+def test_a_bag_of_words_is_the_pipeline_of_sklearn_and_learns_pairs_and_values() -> None:
+    """Pairs whose answer is whether they share a word no single side tells; and a value that is a number of shared words."""
+    import random
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(12)]
+
+    def rows(n: int, split: str, *, value: bool) -> Rows:
+        pairs = [(" ".join(rng.sample(words, 4)), " ".join(rng.sample(words, 4))) for _ in range(n)]
+        shared = [len(set(a.split()) & set(b.split())) for a, b in pairs]
+        labels = tuple(float(k) if value else int(k > 1) for k in shared)
+        return Rows(tuple(f"{split}:{i}" for i in range(n)), tuple(pairs), labels)
+
+    for value, spec in ((False, "rte"), (True, "stsb")):
+        train, selection, report = (rows(n, split, value=value) for n, split in ((400, "a"), (100, "b"), (200, "c")))
+        data = TaskData(get_task(spec), train, selection, report, None, 0)
+        predictions = _fitted(data, 1.0)(report)
+        assert score(predictions, "pearson" if value else "accuracy").value > 0.9
+    single = TaskData(get_task("sst2"), *(rows(n, s, value=False) for n, s in ((60, "a"), (30, "b"), (30, "c"))), None, 0)
+    one_text = [Rows(x.ids, tuple((a,) for a, _ in x.texts), x.labels) for x in (single.train, single.selection, single.report)]
+    single = TaskData(single.task, *one_text, None, 0)
+    counted = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+")
+    plain = make_pipeline(counted, LogisticRegression(C=10.0, max_iter=1000))
+    plain.fit([a for (a,) in single.train.texts], single.train.labels)
+    expected = plain.predict_log_proba([a for (a,) in single.report.texts])
+    assert _fitted(single, 10.0)(single.report).logits.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_running_text_has_no_bag_of_words() -> None:
+    task = get_task("wikitext2")
+    rows = Rows(("a:0",), (("text",),), (None,))
+    with pytest.raises(DataError, match="no bag of words"):
+        _fitted(TaskData(task, rows, rows, rows, None, 0), 1.0)
+
+
+# -------------------------------------------------------------------------------------------------------------- crossed
+
+
+def test_the_crossed_design_is_every_combination_and_shares_the_first_run(lab: Lab, tiny_folder: Path) -> None:
+    cells = cells_of(lab, tiny_folder, "crossed", seeds=(0, 1), of=["s-prune"])
+    dense = {one.key: one.settings for one in by_step(cells, "fine_tune")}
+    combinations = {tuple(said["seeds"][name] for name in ("head", "data", "dropout")) for said in dense.values()}
+    assert len(dense) == 8 and combinations == set(product((0, 1), repeat=3))
+    assert {(said["seeds"]["run"], said["seeds"]["mask"]) for said in dense.values()} == {(0, 0)}
+    (shared,) = (key for key, said in dense.items() if "design" not in said)
+    ordinary = by_step(cells_of(lab, tiny_folder, "s-prune", seeds=(0, 1)), "fine_tune")
+    assert shared == ordinary[0].key
+    lab.run([*cells, *ordinary, *cells_of(lab, tiny_folder, "s-prune", seeds=(0, 1))])
+    keys = {below.key for one in [*cells, *cells_of(lab, tiny_folder, "s-prune", seeds=(0, 1))] for below in one.needed()}
+    found = collect(lab.store, keys)
+    assert sorted((row.head_seed, row.data_seed, row.dropout_seed) for row in found.crossed) == sorted(combinations)
+    assert [(row.kind, row.seed) for row in found.tickets] == [("good", 0), ("good", 1)], "runs of the design are no seeds"
+    assert {row.seed for row in found.scores if row.kind == "full"} == {0, 1} and {row.task for row in found.crossed} == {"sst2"}
+    assert len([row for row in found.scores if row.kind == "full" and row.role == "report"]) == 2
+
+
+def test_the_crossed_design_needs_seeds_for_its_levels(lab: Lab, tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="levels from the seeds"):
+        cells_of(lab, tiny_folder, "crossed", seeds=(0, 1), levels=3)

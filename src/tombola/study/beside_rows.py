@@ -95,11 +95,54 @@ class SubgroupRow:
     majority: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossedMask:
+    """The ticket of one combination of a crossed design."""
+
+    cell: str
+    model: str
+    task: str
+    search: str
+    head_seed: int
+    data_seed: int
+    dropout_seed: int
+    heads: tuple[tuple[float, ...], ...]  # as of a TicketRow
+    mlps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandscapeRow:
+    """The loss around one model, on one set of rows; of a ticket also on the line from the dense model to it."""
+
+    cell: str
+    model: str
+    task: str
+    seed: int
+    kind: str  # "full" for the dense model, else of a retrained ticket
+    draw: int
+    role: str  # "train" | "report"
+    split: str
+    n: int  # rows
+    loss: float  # of the model itself: cross-entropy in nats, or mean squared error
+    at: tuple[float, ...]  # places of the line, 0 = dense, 1 = ticket; empty for the dense model
+    losses: tuple[float, ...]  # there
+    over_line: float | None  # the largest excess over the straight line between both ends; 0 = no barrier
+    over_ends: float | None  # over the higher end
+    barrier_at: float | None
+    sharpness: float  # mean rise of the loss when weights are moved by radius times a filter-normalised random direction
+    rises: tuple[float, ...]  # of each direction
+    radius: float
+    search: str = ""  # as of a ScoreRow
+    family: str = ""
+    preset: str = ""
+
+
 # field of Results → (file of a cell, dataclass of its lines)
 FILES: Mapping[str, tuple[str, type[Any]]] = {
     "attention": ("attention.jsonl", AttentionRow),
     "map_samples": ("samples.jsonl", MapSample),
     "magnitudes": ("magnitudes.jsonl", Magnitude),
+    "landscape": ("landscape.jsonl", LandscapeRow),
     "subgroups": ("subgroups.jsonl", SubgroupRow),
 }
 
@@ -112,8 +155,12 @@ def rows_beside(key: str, folder: Path) -> dict[str, list[Any]]:
             if kind is MapSample:
                 pixels = _pixels(folder)
                 lines = [line | {"pixels": pixels[line["name"]]} for line in lines]
-            found[name] = [kind(cell=key, **line) for line in lines]
+            found[name] = [kind(cell=key, **{field: _frozen(value) for field, value in line.items()}) for line in lines]
     return found
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _pixels(folder: Path) -> dict[str, tuple[tuple[int, ...], ...]]:

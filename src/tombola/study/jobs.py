@@ -73,9 +73,12 @@ def plan_find(
     settings: Settings,
     run_seeds: Sequence[int],
     layout: Sequence[Layout] | None = None,
+    *,
+    design: str | None = None,
 ) -> list[Found]:
     """The cells of finding a ticket, one `Found` per run seed. Reads the data and, unless all are in the store, the model's
-    parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure.
+    parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure. `design` marks
+    runs that are no seeds of a study, so that results never average them with those.
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
@@ -83,7 +86,7 @@ def plan_find(
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
-        training = shared | {"train": asdict(settings.train), "keep_weights": True}
+        training = shared | {"train": asdict(settings.train), "keep_weights": True} | ({"design": design} if design else {})
         dense = step_cell("fine_tune", training)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         search = step_cell("search", searching, model=dense)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
-from tombola.study.beside_rows import AttentionRow, Magnitude, MapSample, SubgroupRow, rows_beside
+from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tombola.study.jobs import RungCells
 
 # "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; those of TRAIN_MODES = a dense model
-# trained otherwise; the others are tickets
-KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "lesion")
+# trained otherwise; "bag-of-words" = a linear model of words; the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "bag-of-words", "lesion")
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 
@@ -121,6 +121,8 @@ class Results:
     map_samples: tuple[MapSample, ...] = ()
     magnitudes: tuple[Magnitude, ...] = ()
     subgroups: tuple[SubgroupRow, ...] = ()
+    landscape: tuple[LandscapeRow, ...] = ()
+    crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
@@ -137,11 +139,22 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     beside: dict[str, list[Any]] = {}
     entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
     cells = {key: cell for key, cell in ((entry.key, cell_of(entry)) for entry in entries) if "task" in _flat_settings(cell)}
-    entries = [entry for entry in entries if entry.key in cells]  # of a cell of no task there is nothing to show
+    # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
+    twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
+    entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
     variants = _variants(cells)
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
+    crossed = _crossed(cells)
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
+        if entry.key in crossed:
+            ticket = _ticket_row(entry.key, folder)
+            said = asdict(ticket) | {f"{name}_seed": seed for name, seed in crossed[entry.key].items()} | _how_found(cell)
+            said = {name: said[name] for name in CrossedMask.__dataclass_fields__}
+            names = [short[ticket.task] + variant for variant in variants[entry.key]]
+            beside.setdefault("crossed", []).extend(CrossedMask(**said | {"task": task}) for task in names)
+        if _is_of_design(cell):
+            continue
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
                 how = _how_found(cell)
@@ -151,7 +164,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
             ticket = replace(_ticket_row(entry.key, folder), **_how_found(cell))
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
         for name, own in rows_beside(entry.key, folder).items():
-            named = [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in own]
+            how = _how_found(cell) if name == "landscape" else {}
+            named = [replace(row, task=short[row.task] + variant, **how) for variant in variants[entry.key] for row in own]
             beside.setdefault(name, []).extend(named)
         if (folder / "result.json").is_file():
             where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
@@ -181,6 +195,27 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         tuple(sorted(lesions, key=_order)),
         **{name: tuple(rows) for name, rows in beside.items()},
     )
+
+
+def _is_of_design(cell: "Cell") -> bool:
+    """Whether a cell is of a run that is no seed of a study, see `plan_find`."""
+    return any("design" in one.settings for one in cell.needed())
+
+
+def _crossed(cells: "Mapping[str, Cell]") -> dict[str, Mapping[str, int]]:
+    """Search cells of a crossed design → their seeds; with the ordinary run that is one combination of it."""
+
+    def what(cell: "Cell") -> tuple[str, int, Mapping[str, int]]:
+        seeds = next(one.settings["seeds"] for one in cell.needed() if "seeds" in one.settings)
+        return repr(sorted(_flat_settings(cell).items())), seeds["run"], seeds
+
+    searches = {key: (_is_of_design(cell), *what(cell)) for key, cell in cells.items() if cell.step == "search"}
+    designs = {(settings, run) for of_design, settings, run, _ in searches.values() if of_design}
+    return {
+        key: {name: seed for name, seed in seeds.items() if name in ("head", "data", "dropout")}
+        for key, (of_design, settings, run, seeds) in searches.items()
+        if of_design or ((settings, run) in designs and len(set(seeds.values())) == 1)
+    }
 
 
 def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:

@@ -218,9 +218,9 @@ def run_attention(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     classifiers, worth = _classifiers(cell, lab)
     if chosen:
         encoded = encoded_rows(lab, cell, f"attention {settings.map_rows} {settings.min_tokens}", data.report.take(chosen))
-        options = {"norm_map_weight": settings.norm_map_weight, "map_inputs": settings.map_inputs}
-        tokenizer = tokenizer_of(lab, cell)
-        for done, row in enumerate(attention_maps(model, anatomy, encoded, **options)):
+        tokenizer, inputs = tokenizer_of(lab, cell), settings.map_inputs
+        streamed = attention_maps(model, anatomy, encoded, norm_map_weight=settings.norm_map_weight, map_inputs=inputs)
+        for done, row in enumerate(streamed):
             groups = token_groups(tokenizer, row.tokens)
             own = [one for one in row.maps if one.kind == "self"]  # maps across two texts have no diagonal
             for kind in KINDS:
