@@ -138,6 +138,34 @@ def crossed(context: Context, options: CrossedOptions) -> list[Cell]:
     return cells
 
 
+# ----------------------------------------------------------------------------------------------------------------- HANS
+
+
+class HansOptions(Nothing):
+    """Of which searches, on what."""
+
+    of: tuple[str, ...] = ("s-prune",)
+    settings: Annotated[tuple[Literal["mnli2", "mnli2-half", "hans", "hans+mnli2"], ...], Len(1)] = (
+        *("mnli2", "mnli2-half", "hans", "hans+mnli2"),
+    )
+
+
+def hans(context: Context, options: HansOptions) -> list[Cell]:
+    """X3: masks found on MNLI of two classes, on half of it, on HANS and on both; full and masked, each heuristic by itself.
+
+    Stands on the task mnli of a study, whose splits it takes; nothing on others.
+    """
+    name, _, said = str(context.task).partition(":")
+    if not isinstance(context.task, str) or name != "mnli":
+        return []
+    splits = ",".join(one for one in said.split(",") if one.partition("=")[0] in ("train", "report"))
+    cells: list[Cell] = []
+    for task in options.settings:
+        here = replace(context, task=f"{task}:{splits}" if splits and task != "hans" else task)
+        cells += [cell for search in options.of for _, one in found(search, here) for cell in one.cells]
+    return cells
+
+
 # ------------------------------------------------------------------------------------------------------------ landscape
 
 
@@ -196,6 +224,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "E6: bad tickets beside destroyed full models, a random mask on drawn weights, a bag of words",
         baselines, methods_of, BaselinesOptions, ("E6",),
     ),
+    "hans": Experiment("X3: MNLI of two classes and HANS, alone and mixed", hans, methods_of, HansOptions, ("X3",)),
     "landscape": Experiment(
         "loss barrier and sharpness of good, random and bad tickets against the dense model",
         landscape, methods_of, LandscapeOptions,
