@@ -11,6 +11,7 @@ from test_prasanna2020 import FAST
 from tombola.errors import DataError
 from tombola.store import Store
 from tombola.study.cells import Lab, read_rows
+from tombola.study.heads import histogram_rows
 from tombola.study.jobs import Found, open_lab, plan_find, plan_test
 from tombola.study.overlap import errors_rows, transfer_rows, values_rows
 from tombola.study.results import Results, collect
@@ -68,8 +69,13 @@ def test_values_are_counted_by_parameter_and_in_all(
         assert row.expected_by_matrix == pytest.approx(np.mean(within)) and row.ratio == pytest.approx(row.shared / row.expected)
         one = of_task[other][names[0]]
         assert one.shared == pytest.approx(np.mean([int((a[names[0]] & b[names[0]]).sum()) for a, b in pairs]))
-        assert one.ratio == one.ratio_by_matrix
-    assert of_task["sst2"][names[0]].kappa is not None and of_task[OTHER][names[0]].kappa is None
+        assert one.ratio == one.ratio_by_matrix, names[0]
+    votes = np.sum(np.concatenate([np.stack([one[n].numpy().ravel() for one in masks["sst2"]], 1) for n in names]), axis=1)
+    kept = np.mean(votes) / 3
+    agreeing = np.mean([(k * (k - 1) + (3 - k) * (2 - k)) / 6 for k in votes])
+    chance = kept**2 + (1 - kept) ** 2
+    assert of_task["sst2"]["all"].kappa == pytest.approx((agreeing - chance) / (1 - chance))
+    assert of_task[OTHER]["all"].kappa is None
 
 
 def test_tickets_of_another_store_are_not_read(tmp_path: Path, results: Results) -> None:
@@ -91,7 +97,7 @@ def test_errors_are_shared_or_not(lab: Lab, found: dict[tuple[str, str], list[Fo
         (i, j): tuple(len(of[i] & of[j]) / max(len(of[i] | of[j]), 1) if of[i] | of[j] else 1.0 for of in (kept, wrong))
         for i, j in combinations(range(3), 2)
     }
-    assert row.pairs == pytest.approx(expected) and row.seeds == SEEDS
+    assert row.pairs == expected and row.seeds == SEEDS
     if row.found.r is not None:
         assert row.found.r == pytest.approx(pearsonr(*zip(*expected.values(), strict=True)).statistic)
         assert row.found.p in (pytest.approx(1 / 6), pytest.approx(2 / 6), pytest.approx(3 / 6), pytest.approx(4 / 6), 1.0)
@@ -114,3 +120,24 @@ def test_transfer_is_beside_the_overlap_of_both_tickets(
             return next(float(one["value"]) for one in scores if one["role"] == "report")
 
         assert row.own == value(here.pruned) and row.full == value(here.dense) and row.metric == "accuracy"
+
+
+def test_histograms_of_importance_have_what_is_alive_and_cut_below_what_stays(
+    lab: Lab, found: dict[tuple[str, str], list[Found]], results: Results
+) -> None:
+    from safetensors.torch import load_file
+
+    rows = [row for row in histogram_rows(lab.store, results) if (row.case.task, row.seed) == ("sst2", 0)]
+    steps = load_file(lab.folder(found["s-prune", "sst2"][0].search) / "steps.safetensors")
+    path = ticket_of(lab, found["s-prune", "sst2"][0].search).details["path"]
+    for row in rows:
+        base = max(i for i in range(row.step) if path[i]["passed"])
+        before, after = steps[row.part][base].bool(), steps[row.part][row.step].bool()
+        assert sum(row.counts) == int(before.sum()) and row.removed == int((before & ~after).sum()) > 0
+        scores = steps[f"{row.part[:-1]}_importance"][base].double()
+        if row.part == "heads":  # by hand: over the L2 norm of what is left in the layer
+            scores = scores / ((scores * before) ** 2).sum(1, keepdim=True).sqrt().clamp_min(1e-30)
+        assert (scores[before & ~after] <= row.cut + 1e-6).all() and (scores[after] >= row.cut - 1e-6).all()
+        assert row.edges[0] == pytest.approx(float(scores[before].min()), rel=1e-5) and len(row.edges) == 25
+        assert (row.phase, row.passed) == (path[row.step]["phase"], path[row.step]["passed"])
+    assert {row.part for row in rows} == {"heads", "mlps"}

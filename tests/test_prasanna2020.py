@@ -449,3 +449,27 @@ def test_masks_that_have_no_survivors_to_compare_are_refused() -> None:
         survivors([mask, Mask(heads=torch.ones(3, 2, dtype=torch.bool))])
     with pytest.raises(SearchError, match="no control"):
         super_control([mask, mask], "worst", seed=0, draw=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- the list
+
+
+def test_every_row_of_the_list_is_an_experiment_or_a_table() -> None:
+    import importlib
+
+    from tombola.study.prasanna2020 import ELSEWHERE, STUDY, TABLES
+
+    rows = {row for name in EXPERIMENTS for row in EXPERIMENTS[name].rows}
+    expected = {*(f"E{i}" for i in range(1, 15)), *(f"X{i}" for i in range(1, 16))}
+    assert rows | TABLES.keys() | ELSEWHERE.keys() == expected
+    assert ELSEWHERE.keys() == {"X14"}, "nothing else is left out"
+    for places in TABLES.values():
+        for place in places:
+            module, _, name = place.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+    assert set(STUDY["experiments"]) == EXPERIMENTS.keys() - {"ladder"}, "a ladder goes between presets, and is asked for by name"
+
+
+def test_the_built_in_study_is_read_whole() -> None:
+    study = read_study("prasanna2020")
+    assert len(study.tasks) == 9 and len(study.seeds) == 5 and {"m-prune", "s-prune", "one-shot"} == set(study.methods())

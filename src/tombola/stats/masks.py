@@ -147,7 +147,7 @@ def fleiss_kappa(masks: Masks) -> Estimate:
     Raises: DataError if the masks differ in length.
     Source: Fleiss 1971. Own code, from counts: statsmodels' wants a row a component, for every mask that is left out once.
     """
-    return _over_masks(masks, _kappa, "kappa", -1.0)
+    return _over_masks(masks, kappa_of_votes, "kappa", -1.0)
 
 
 def krippendorff_alpha(masks: Masks) -> Estimate:
@@ -256,12 +256,12 @@ def stability(masks: Masks, *, groups: Groups | None = None, draws: int = DRAWS,
     return Stability(n, sizes, kappa, *rest, *expected, at_least, at_most, cochran, split)
 
 
-def _kappa(counts: Int[np.ndarray, " count"]) -> float | None:
-    """Fleiss' kappa from how many components 0, 1, … of the masks keep; None where no mask varies."""
+def kappa_of_votes(counts: Int[np.ndarray, " count"]) -> float | None:
+    """Fleiss' kappa from how many components 0, 1, … of the masks keep; None where no mask varies, and of one mask."""
     seeds, n = len(counts) - 1, float(counts.sum())
     k = np.arange(seeds + 1)
-    share = float(counts @ k) / (n * seeds)
-    if share in (0.0, 1.0):
+    share = float(counts @ k) / (n * seeds) if n else 0.0
+    if share in (0.0, 1.0) or seeds < 2:
         return None
     differing = float(counts @ (k * (seeds - k))) * 2 / (n * seeds * (seeds - 1))  # pairs of votes
     return 1.0 - differing / (2 * share * (1 - share))

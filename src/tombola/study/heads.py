@@ -1,20 +1,28 @@
 """What heads and MLPs are like: patterns of attention, importance, weight magnitudes, and what masked models answer.
 
-The tables of E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases.
+The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases. E10 alone reads a
+store, where importances and masks of every step lie.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tombola import stats
 from tombola.attention.known import CLASSES
+from tombola.scores import normalise
 from tombola.stats import Estimate
 from tombola.study.beside_rows import AttentionRow
 from tombola.study.results import Results, ScoreRow, TicketRow
 from tombola.study.survival import PARTS, Case, bare, cases, is_whole, mask_of
+
+if TYPE_CHECKING:
+    from tombola.store import Store
 
 HETEROGENEOUS = "other"  # the class of maps that may mean something: none of the plain patterns
 ALL, SUPER = "all heads", "super-survivors"
@@ -179,6 +187,70 @@ def _correlation(
         stats.survivor_correlation(survives, heterogeneous),
         stats.survivor_correlation(survives, heterogeneous, clusters),
     )
+
+
+# ------------------------------------------------------------------------------------------------------------------ E10
+
+BINS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRow:
+    """E10: the importance of what is still there before one step of a search, and where the step cuts."""
+
+    case: Case
+    seed: int
+    part: str
+    step: int  # of the trial that cuts, as in TicketRow.path
+    phase: str
+    edges: tuple[float, ...]  # BINS + 1; importance as parts compete by it: of heads over the norm of their layer
+    counts: tuple[int, ...]  # parts still there, by bin
+    removed: int
+    cut: float  # between the most important part removed and the least important one kept; all are removed: the former
+    passed: bool
+
+
+def histogram_rows(store: "Store", results: Results, search: str = "s-prune") -> list[HistogramRow]:
+    """E10, of every step of the good tickets of a search that removes heads or MLPs."""
+    from safetensors.torch import load_file
+
+    from tombola.ticket import Ticket
+
+    rows = []
+    for case, of in cases(results.tickets).items():
+        for seed, one in sorted(of.items()):
+            folder = store.load(one.cell)
+            if (
+                (case.search, case.family) != (search, "as found")
+                or folder is None
+                or not (folder / "steps.safetensors").is_file()
+            ):
+                continue
+            steps, said = load_file(folder / "steps.safetensors"), Ticket.from_pretrained(folder / "ticket").settings["search"]
+            every = said["importance_norm_members"] == "all_heads"
+            for part in PARTS:
+                rows += _histograms(case, one, part, steps[f"{part.removesuffix('s')}_importance"], steps[part].bool(), every)
+    return rows
+
+
+def _histograms(
+    case: Case, ticket: TicketRow, part: str, importance: Tensor, kept: Tensor, over_all_heads: bool
+) -> list[HistogramRow]:
+    rows, base = [], 0
+    for step in range(1, len(ticket.path)):
+        before, after = kept[base], kept[step]
+        if bool((before & ~after).any()):
+            scores = importance[base]
+            if part == "heads":
+                scores = normalise(scores, torch.ones_like(before) if over_all_heads else before)
+            alive, gone, left = (scores[where].double().numpy() for where in (before, before & ~after, after))
+            counts, edges = np.histogram(alive, BINS)
+            cut = (gone.max() + left.min()) / 2 if len(left) else gone.max()
+            trial = ticket.path[step]
+            said = (tuple(edges.tolist()), tuple(counts.tolist()), len(gone), float(cut), trial.passed)
+            rows.append(HistogramRow(case, ticket.seed, part, step, trial.phase, *said))
+        base = step if ticket.path[step].passed else base
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------------ X13

@@ -63,7 +63,12 @@ def values_rows(store: "Store", results: Results) -> list[ValuesRow]:
     for case, of in found.items():
         masks = [masks_of(of[seed]) for seed in sorted(of)]
         if len(masks) > 1:
-            kappas = {name: stats.fleiss_kappa([one[name] for one in masks]).value for name in _common(masks)}
+            votes = {
+                name: np.bincount(np.sum([one[name] for one in masks], axis=0, dtype=np.int8), minlength=len(masks) + 1)
+                for name in _common(masks)
+            }
+            votes["all"] = np.sum(list(votes.values()), axis=0)
+            kappas = {name: stats.kappa_of_votes(counts) for name, counts in votes.items()}
             rows += _values(case, case.task, list(combinations(masks, 2)), kappas)
     for (a, of_a), (b, of_b) in combinations(found.items(), 2):
         seeds = sorted(of_a.keys() & of_b.keys())
