@@ -217,14 +217,11 @@ def histogram_rows(store: "Store", results: Results, search: str = "s-prune") ->
     from tombola.ticket import Ticket
 
     rows = []
-    for case, of in cases(results.tickets).items():
-        for seed, one in sorted(of.items()):
+    own = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
+    for case, of in own.items():
+        for _, one in sorted(of.items()):
             folder = store.load(one.cell)
-            if (
-                (case.search, case.family) != (search, "as found")
-                or folder is None
-                or not (folder / "steps.safetensors").is_file()
-            ):
+            if folder is None or not (folder / "steps.safetensors").is_file():
                 continue
             steps, said = load_file(folder / "steps.safetensors"), Ticket.from_pretrained(folder / "ticket").settings["search"]
             every = said["importance_norm_members"] == "all_heads"

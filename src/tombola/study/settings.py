@@ -71,13 +71,17 @@ class Settings:
 
     @property
     def search_in_use(self) -> dict[str, Any]:
-        """The settings of the search as its cell names them: without those that only other procedures read.
+        """The settings of the search as its cell names them: without those that only other procedures read, and without those
+        that came later and have their default.
 
-        Which these are, a field's metadata says. So a setting that comes with a new procedure renames no stored search.
+        Which these are, a field's metadata says. So a new setting renames no stored search.
         """
-        procedure = getattr(self.search, "procedure", None)
-        used = {one.name for one in fields(self.search) if procedure in one.metadata.get("procedures", (procedure,))}
-        return {name: value for name, value in asdict(self.search).items() if name in used}
+        values, procedure = asdict(self.search), getattr(self.search, "procedure", None)
+        for one in fields(self.search):
+            unsaid = one.metadata.get("unsaid", False) and values[one.name] == one.default
+            if unsaid or procedure not in one.metadata.get("procedures", (procedure,)):
+                del values[one.name]
+        return values
 
 
 def groups_of(method: str) -> dict[str, type[Any]]:

@@ -20,7 +20,7 @@ Answer = int | float | None
 
 # Which metrics there are, and for what kind of answer; `tombola.evaluate` computes them.
 CLASS_METRICS = ("accuracy", "f1", "matthews")
-REGRESSION_METRICS = ("pearson", "spearman")
+REGRESSION_METRICS = ("pearson", "spearman", "mean_pearson_spearman")
 TOKEN_METRICS = ("log_likelihood", "perplexity")
 
 
