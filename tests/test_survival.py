@@ -26,6 +26,7 @@ from tombola.study.results import Agreement, Results, ScoreRow, TicketRow
 from tombola.study.survival import (
     cases,
     crossed_rows,
+    flat,
     joint_rows,
     overlap_rows,
     stability_rows,
@@ -253,6 +254,12 @@ def test_orders_are_compared_between_seeds_and_between_tasks() -> None:
     assert row.found.spearman.value == pytest.approx(spearmanr(a, b).statistic)
     assert all(one.found.rbo == pytest.approx(1.0) for one in rows if one.part == "mlps")
     assert order_rows(Results((), TICKETS)) == []
+    shares = [[((i * step) % 12) / 12 for i in range(12)] for step in (3, 4)]
+    said: dict[str, Any] = {"search": "m-prune", "values": (5, 9)}
+    values = tuple(ticket("rte", seed, of, [1, 1, 1], **said) for seed, of in enumerate(shares))
+    heads, mlps = order_rows(Results((), values), "m-prune", flat, draws=99)
+    assert heads.found.spearman.value == pytest.approx(spearmanr(*(flat(one, "heads") for one in values)).statistic)
+    assert mlps.found.spearman.value is None and "same for all parts" in mlps.found.note
 
 
 def test_magnitudes_are_means_over_seeds_and_go_with_survival_or_not() -> None:

@@ -4,7 +4,7 @@ The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombol
 store, where importances and masks of every step lie.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -255,7 +255,7 @@ def _histograms(
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """X13: whether two searches rank the same heads or MLPs first, by importance in the dense model."""
+    """X13: whether two searches rank the same heads or MLPs first, by importance in the dense model or by what survives."""
 
     part: str
     a: Case
@@ -265,8 +265,19 @@ class OrderRow:
     found: stats.Orders
 
 
-def order_rows(results: Results, search: str = "s-prune", *, draws: int = 999) -> list[OrderRow]:
-    """X13: rank-biased overlap and rank correlation: every pair of seeds of a task, and every pair of tasks at common seeds."""
+def order_rows(
+    results: Results,
+    search: str = "s-prune",
+    by: Callable[[TicketRow, str], list[float] | None] | None = None,
+    *,
+    draws: int = 999,
+) -> list[OrderRow]:
+    """X13: rank-biased overlap and rank correlation: every pair of seeds of a task, and every pair of tasks at common seeds.
+
+    by: what parts are ranked by, `importance` or, of masks of single values (E9 and E13 of m-prune), `survival.flat`: how much of
+    each part survives.
+    """
+    by = by or importance
     found = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
     wanted = [(case, a, case, b) for case, of in found.items() for a, b in combinations(sorted(of), 2)]
     for one, other in combinations(found, 2):
@@ -275,7 +286,7 @@ def order_rows(results: Results, search: str = "s-prune", *, draws: int = 999) -
     rows = []
     for case_a, seed_a, case_b, seed_b in wanted:
         for part in PARTS:
-            a, b = importance(found[case_a][seed_a], part), importance(found[case_b][seed_b], part)
+            a, b = by(found[case_a][seed_a], part), by(found[case_b][seed_b], part)
             if a is not None and b is not None:
                 rows.append(OrderRow(part, case_a, seed_a, case_b, seed_b, stats.compare_orders(a, b, draws=draws)))
     return rows
