@@ -132,3 +132,16 @@ def test_other_tasks_have_no_part_in_it(data_folder: Path, tmp_path: Path, tiny_
     lab.reporter.say = said.append  # type: ignore[method-assign]
     study = Study(name="hans", model=(str(tiny_folder),), tasks=("sst2",), experiments=("hans",), settings=FAST)
     assert plan_study(lab, study).cells == {} and "hans has nothing to do on sst2" in said[0]
+
+
+def test_a_study_without_hans_is_planned_and_says_so(tmp_path: Path, tiny_folder: Path) -> None:
+    write_task(tmp_path / "data", "mnli", "train", pairs(60, 1, 3))
+    write_task(tmp_path / "data", "mnli", "validation_matched", pairs(30, 2, 3))
+    lab = open_lab(tmp_path / "store", tmp_path / "data")
+    said: list[str] = []
+    lab.reporter.say = said.append  # type: ignore[method-assign]
+    study = Study(
+        name="hans", model=(str(tiny_folder),), tasks=("mnli:challenge=none",), experiments=("hans", "s-prune"), settings=FAST
+    )
+    assert {one.step for one in plan_study(lab, study).cells.values()} == {"fine_tune", "search", "evaluate"}
+    assert said[0].startswith("no HANS: it is read from --data alone, a folder hans or hans_regen")

@@ -213,6 +213,21 @@ def test_pattern_shares_are_over_maps_then_over_seeds() -> None:
     assert rows["fine_tuned", ALL].means["entropy"].value == pytest.approx(1.5)
 
 
+def test_maps_of_models_of_other_settings_are_kept_apart() -> None:
+    rng = random.Random(3)
+    one, two = ([replace(x, cell=f"{x.cell} {e}", task=f"rte (epochs={e})") for x in maps_of("rte", 0, rng)] for e in (1, 2))
+    base = [replace(x, task=f"rte (epochs={e})") for x in maps_of("rte", None, rng) for e in (1, 2)]
+    tickets = tuple(replace(x, task=f"rte (epochs={e})") for x in TICKETS[:3] for e in (1, 2))
+    rows = pattern_rows(Results((), tickets, attention=(*one, *two, *base)))
+    tuned = [row for row in rows if row.maps.weights == "fine_tuned" and row.which == ALL]
+    assert [row.maps.variants for row in tuned] == [("(epochs=1)",), ("(epochs=2)",)]
+    for row, own in zip(tuned, (one, two), strict=True):
+        assert row.shares["other"].value == pytest.approx(np.mean([x.counts["other"] / 10 for x in own]))
+    supers = [(row.maps.variants, row.case.variant) for row in rows if row.case and row.maps.weights == "fine_tuned"]
+    assert supers == [(("(epochs=1)",), "(epochs=1)"), (("(epochs=2)",), "(epochs=2)")]
+    assert [row.maps.variants for row in rows if row.maps.weights == "pretrained" and row.which == ALL] == [()]
+
+
 def test_the_correlation_with_survival_is_that_of_all_pairs() -> None:
     rng = random.Random(1)
     maps = [one for task in ("rte", "mrpc") for seed in (0, 1) for one in maps_of(task, seed, rng)]

@@ -24,6 +24,7 @@ from tombola.study.steps.attention import (
     PatternSplit,
 )
 from tombola.study.steps.landscape import LandscapeSettings
+from tombola.tasks import TASKS, Folders
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
@@ -60,7 +61,8 @@ def plan_attention(dense: Cell, asked: AttentionSettings, *, pretrained: bool) -
     """
     settings = shared_settings(dense) | {"attention": asdict(asked)}
     trained = {"map_preprocess": asked.map_preprocess, "pattern_split": asked.pattern_split, "seed": 0}
-    taken = {} if asked.as_shipped else {"patterns": step_cell("patterns", {"patterns": trained})}
+    patterns = step_cell("patterns", {"patterns": trained, "machine": dense.settings["machine"]})
+    taken = {} if asked.as_shipped else {"patterns": patterns}
     if pretrained:
         return step_cell("attention", {name: value for name, value in settings.items() if name != "seeds"}, **taken)
     return step_cell("attention", settings, weights=dense, **taken)
@@ -153,10 +155,16 @@ class HansOptions(Nothing):
 def hans(context: Context, options: HansOptions) -> list[Cell]:
     """X3: masks found on MNLI of two classes, on half of it, on HANS and on both; full and masked, each heuristic by itself.
 
-    Stands on the task mnli of a study, whose splits it takes; nothing on others.
+    Stands on the task mnli of a study, whose splits it takes; nothing on others. HANS is read from a folder of data alone: where
+    there is none it is said, so that a study which asks for everything can be run without.
     """
     name, _, said = str(context.task).partition(":")
     if not isinstance(context.task, str) or name != "mnli":
+        return []
+    folder, known = context.lab.data_dir, TASKS["hans"].source
+    assert isinstance(known, Folders)
+    if folder is None or not any((folder / one).is_dir() for one in known.names):
+        context.lab.reporter.say(f"no HANS: it is read from --data alone, a folder {' or '.join(known.names)} in it")
         return []
     splits = ",".join(one for one in said.split(",") if one.partition("=")[0] in ("train", "report"))
     cells: list[Cell] = []

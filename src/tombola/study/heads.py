@@ -4,8 +4,9 @@ The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombol
 store, where importances and masks of every step lie.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,17 @@ class Maps:
     map_inputs: str
     map_preprocess: str
     pattern_split: str
+    variants: tuple[str, ...] = ()  # of the task's settings that their models belong to; () where all belong to the same
 
     @staticmethod
     def of(row: AttentionRow) -> "Maps":
         said = (row.norm_map_weight, row.map_inputs, row.map_preprocess, row.pattern_split)
         return Maps(row.model, bare(row.task), row.weights, row.kind, *said)
+
+    def has(self, case: Case) -> bool:
+        """Whether the survivors of a case may be looked for among these maps."""
+        same = (case.model, case.task) == (self.model, self.task)
+        return same and (not self.variants or not case.variant or case.variant in self.variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ def pattern_rows(results: Results, search: str = "s-prune") -> list[PatternRow]:
     survivors = super_survivors(results, search)
     rows = []
     for maps, of in _by_maps(results.attention).items():
-        own = [case for case in survivors if (case.model, case.task) == (maps.model, maps.task)]
+        own = [case for case in survivors if maps.has(case)]
         rows.append(_shares(maps, of, None, None))
         rows += [_shares(maps, of, case, survivors[case]) for case in own]
     return rows
@@ -84,15 +91,25 @@ def super_survivors(results: Results, search: str = "s-prune") -> dict[Case, lis
 
 
 def _by_maps(rows: Iterable[AttentionRow]) -> dict[Maps, list[AttentionRow]]:
-    """Maps → its rows, each once, though a dense model may belong to several variants of its task."""
+    """Maps → its rows, each once, though a dense model may belong to several variants of its task.
+
+    Models of other settings belong to other variants, and are kept apart.
+    """
+    rows = list(rows)
+    variants: dict[str, set[str]] = {}
+    for row in rows:
+        variants.setdefault(row.cell, set()).add(row.task.removeprefix(bare(row.task)).strip())
     found: dict[Maps, dict[tuple[str, int, int, int], AttentionRow]] = {}
     for row in rows:
-        found.setdefault(Maps.of(row), {})[row.cell, row.layer, row.run, row.head] = row
-    return {maps: list(of.values()) for maps, of in sorted(found.items())}
+        maps = replace(Maps.of(row), variants=tuple(sorted(variants[row.cell])))
+        found.setdefault(maps, {})[row.cell, row.layer, row.run, row.head] = row
+    plain = Counter(replace(maps, variants=()) for maps in found)
+    named = {maps: maps if plain[replace(maps, variants=())] > 1 else replace(maps, variants=()) for maps in found}
+    return {named[maps]: list(of.values()) for maps, of in sorted(found.items())}
 
 
 def _shares(maps: Maps, rows: Sequence[AttentionRow], case: Case | None, kept: Sequence[bool] | None) -> PatternRow:
-    width = 1 + max(row.head for row in rows)
+    width, f1 = 1 + max(row.head for row in rows), rows[0].f1
     if kept is not None:
         rows = [row for row in rows if kept[row.layer * width + row.head]]
     by_seed: dict[int | None, list[AttentionRow]] = {}
@@ -117,7 +134,7 @@ def _shares(maps: Maps, rows: Sequence[AttentionRow], case: Case | None, kept: S
         sum(row.n for row in rows),
         {name: stats.over_seeds(values) for name, values in shares.items()},
         {name: stats.over_seeds(values) for name, values in means.items()},
-        rows[0].f1 if rows else float("nan"),
+        f1,
         "" if rows else "no head survives for every seed",
     )
 
@@ -149,13 +166,12 @@ SURVIVOR_CORRELATION = {"paper": "pooled", "released": "pooled", "corrected": "c
 def survivor_rows(results: Results, search: str = "s-prune") -> list[SurvivorRow]:
     """E12, of each task and of all tasks pooled, a head of each task being a cluster of its own."""
     survivors, rows = super_survivors(results, search), []
-    pooled: dict[Maps, list[tuple[Case, list[AttentionRow]]]] = {}
+    pooled: dict[tuple[Maps, tuple[str, ...]], list[tuple[Case, list[AttentionRow]]]] = {}
     for maps, of in _by_maps(results.attention).items():
-        for case in (one for one in survivors if (one.model, one.task) == (maps.model, maps.task)):
+        for case in (one for one in survivors if maps.has(one)):
             rows.append(_correlation(maps, case, [(case, of)], survivors))
-            said = (maps.norm_map_weight, maps.map_inputs, maps.map_preprocess, maps.pattern_split)
-            pooled.setdefault(Maps(maps.model, "all", maps.weights, maps.kind, *said), []).append((case, of))
-    rows += [_correlation(maps, None, of, survivors) for maps, of in pooled.items() if len({case.task for case, _ in of}) > 1]
+            pooled.setdefault((replace(maps, task="all"), case.kin), []).append((case, of))
+    rows += [_correlation(maps, None, of, survivors) for (maps, _), of in pooled.items() if len(of) > 1]
     return rows
 
 
