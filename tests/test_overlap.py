@@ -138,6 +138,8 @@ def test_histograms_of_importance_have_what_is_alive_and_cut_below_what_stays(
         if row.part == "heads":  # by hand: over the L2 norm of what is left in the layer
             scores = scores / ((scores * before) ** 2).sum(1, keepdim=True).sqrt().clamp_min(1e-30)
         assert (scores[before & ~after] <= row.cut + 1e-6).all() and (scores[after] >= row.cut - 1e-6).all()
-        assert row.edges[0] == pytest.approx(float(scores[before].min()), rel=1e-5) and len(row.edges) == 25
+        assert len(row.edges) == 25 and row.edges[0] <= float(scores[before].min()) + 1e-6
+        if len(set(scores[before].tolist())) > 1:  # a single value gets a bin around it
+            assert row.edges[0] == pytest.approx(float(scores[before].min()), rel=1e-4)
         assert (row.phase, row.passed) == (path[row.step]["phase"], path[row.step]["passed"])
     assert {row.part for row in rows} == {"heads", "mlps"}

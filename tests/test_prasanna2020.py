@@ -175,6 +175,7 @@ def test_derived_tickets_are_variants_of_their_own(lab: Lab, tiny_folder: Path) 
     rows = collect(lab.store, keys).tickets
     families = {row.task: {one.kind for one in rows if one.task == row.task} for row in rows}
     assert len(families) == 3 and all("mask=" in task for task in families)
+    assert {(row.search, row.family) for row in rows} == {("s-prune", one) for one in ("as found", "size-matched", "super")}
     for task in families:
         seeds = [(one.kind, one.seed, one.draw) for one in rows if one.task == task]
         assert len(seeds) == len(set(seeds)) == 2 * 3, "good, random and bad of each seed, each once"
