@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
     from tombola.study.jobs import find
+    from tombola.study.reference import compare_with_reference
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
     from tombola.ticket import Ticket
@@ -67,6 +68,7 @@ _ROOMS = {
     "bench": "timing",
     "build_page": "report.build",
     "collect": "study.results",
+    "compare_with_reference": "study.reference",
     "control": "search.controls",
     "find": "study.jobs",
     "files_task": "tasks",
@@ -117,6 +119,7 @@ __all__ = [
     "bench",
     "build_page",
     "collect",
+    "compare_with_reference",
     "control",
     "files_task",
     "find",

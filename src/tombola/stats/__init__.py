@@ -10,10 +10,14 @@ A leaf: it knows no models, no tickets, no files.
     power        what n seeds and n rows can show at all
     masks        what masks share: two of them, those of several seeds, those of two tasks
     survivors    what seeds do not agree on; survival against kinds of attention map
+    crossed      what masks depend on, when every combination of several factors was run
+    mantel       whether two similarities of the same things go together
     orders       whether two importances rank the same parts first
 """
 
+from tombola.stats.crossed import Split, split_variance
 from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Estimate, over_rows, over_seeds
+from tombola.stats.mantel import Mantel, mantel
 from tombola.stats.masks import (
     CochranQ,
     Overlap,
@@ -22,6 +26,7 @@ from tombola.stats.masks import (
     cochran_pairs,
     cochran_q,
     fleiss_kappa,
+    kappa_of_votes,
     krippendorff_alpha,
     mean_jaccard,
     overlap,
@@ -56,9 +61,11 @@ __all__ = [
     "CochranQ",
     "Corrected",
     "Estimate",
+    "Mantel",
     "Orders",
     "Overlap",
     "Paired",
+    "Split",
     "Stability",
     "TaskOverlap",
     "Undecided",
@@ -67,7 +74,9 @@ __all__ = [
     "compare_orders",
     "correct",
     "fleiss_kappa",
+    "kappa_of_votes",
     "krippendorff_alpha",
+    "mantel",
     "mcnemar",
     "mcnemar_of_counts",
     "mean_jaccard",
@@ -84,6 +93,7 @@ __all__ = [
     "smallest_paired_difference",
     "smallest_two_sided_p",
     "spearman",
+    "split_variance",
     "stability",
     "survivor_correlation",
     "two_level",

@@ -5,6 +5,7 @@ a stored cell and on the page.
 """
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -150,11 +151,19 @@ def resolve(
     return Settings(method=method, preset=preset, seeds=run_seeds, **resolved)
 
 
+@functools.cache
+def _adapter(kind: type[Any]) -> Any:
+    """What checks a class of settings: made once, since a study of many tasks resolves the same ones hundreds of times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _checked(kind: type[Any], values: Mapping[str, Any]) -> tuple[Any, list[TombolaError]]:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        checked = TypeAdapter(kind).validate_python(values)
+        checked = _adapter(kind).validate_python(values)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         return None, [
             TombolaError(
