@@ -134,7 +134,7 @@ def searched(dense: Cell, method: str = "m-prune", preset: str = "corrected", **
 def names_of(*cells: Cell) -> list[tuple[str, ...]]:
     every = {one.key: one for cell in cells for one in cell.needed()}
     variants = _variants(every)
-    return [variants[cell.key] for cell in cells]
+    return [tuple(variants[cell.key]) for cell in cells]
 
 
 def test_one_find_has_no_name_and_a_second_seed_none_either() -> None:
