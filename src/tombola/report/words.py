@@ -1,17 +1,19 @@
 """What the page says: its verdict and its warnings in sentences, and how it writes numbers, samples and names.
 
 Order of reading: `verdict`, `case_verdict` and `warnings`, then the small words, which the parts of the page use too.
-Of this room it imports `cases` alone.
+Of this room it imports `cases` and `live`.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import and_
 
 from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, estimate, per_seed, size, units_of
-from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
-from tombola.study.results import TicketRow
+from tombola.report.live import Live
+from tombola.stats import ALPHA, Estimate, fleiss_kappa, over_seeds, smallest_two_sided_p
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
+from tombola.study.results import KINDS, TicketRow
 
 NONE, GLUE = "—", "\N{NO-BREAK SPACE}"
 
@@ -236,6 +238,19 @@ def interval(estimate: Estimate) -> str:
     return "seeds equal" if estimate.std == 0 else f"{number(estimate.low)} to {number(estimate.high)}"
 
 
+def of_seeds(by_seed: Mapping[int, float], how: str = "s", decimals: int = 3, *, sign: bool = False) -> str:
+    """A number over seeds that the page's script can work out again for some of them; `how` as in `Live`."""
+    found = over_seeds(list(by_seed.values()))
+    if how == "n":
+        return Live(str(len(by_seed)), by_seed, "n") if by_seed else "0"
+    text = {
+        "s": lambda: spread(found, decimals, sign=sign),
+        "i": lambda: interval(found),
+        "m": lambda: number(found.value, decimals, sign=sign),
+    }[how]()
+    return text if found.value is None else Live(text, by_seed, f"{how}{decimals}{'+' if sign else ''}")
+
+
 def count(n: int, noun: str) -> str:
     """As in "1 seed" and "2 seeds", never broken at the end of a line."""
     return f"{n}{GLUE}{noun}" if n == 1 else f"{n}{GLUE}{noun}s"
@@ -297,11 +312,13 @@ def ticket_name(ticket: TicketRow) -> str:
     return f"{ticket.kind} of seed {ticket.seed}" + ("" if ticket.kind == "good" else f", draw {ticket.draw}")
 
 
-def component_name(layer: int, head: int | None, column: str = "MLP") -> str:
-    """A head; without one, what the last column of a map stands for: the MLP of the layer, its neurons, or all of it."""
-    if head is None:
-        return f"layer {layer}" if column == "layer" else f"layer {layer} · {column}"
-    return f"layer {layer} · head {head}"
+def kind_css(kind: str) -> str:
+    """The class that colours a kind."""
+    lesioned = kind in CONTROL_KINDS and CONTROL_KINDS[kind].lesion is not None
+    return "weights" if lesioned or kind in _TRAINED else kind if kind in KINDS else "other"
+
+
+_TRAINED = {mode.kind for mode in TRAIN_MODES.values()}
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
