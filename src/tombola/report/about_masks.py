@@ -76,11 +76,8 @@ def importance_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     cases = [case for case in study.cases if not case.family and any(t.steps for t in case.good)]
     parts = []
     for i, (search, mine) in enumerate(study.by_search(lambda case: case in cases).items(), start=1):
-        rows = []
-        for unit in ("heads", "mlps"):
-            if row := tuple(figure for case in mine if (figure := _histogram(case, unit))):
-                rows.append(row)
-        if not rows:
+        drawn = (tuple(figure for case in mine if (figure := _histogram(case, unit))) for unit in ("heads", "mlps"))
+        if not (rows := [row for row in drawn if row]):
             continue
         parts.append(
             Part(
@@ -188,15 +185,15 @@ def _matrix(cases: Sequence[Case], unit: str, pairs: dict[tuple[int, int], tuple
 def _pairs_table(search: str, unit: str, pairs: dict[tuple[int, int], tuple[str, str, TaskOverlap]]) -> Table:
     return Table(
         f"{unit} that two tasks share, {search}",
-        ("Task", "and", "Shared", "by chance", "Ratio", "p, this much or more", "p, this much or less", "Seeds", "Note"),
+        ("Task", "and", "Shared", "by chance", "Ratio", "p, this much or more", "p, this much or less", "Seeds"),
         tuple(
             (one, other, spread(it.shared, 1), number(it.expected_shared, 1), number(it.ratio), number(it.p_at_least),
-             number(it.p_at_most), str(it.shared.n_seeds), it.note)
+             number(it.p_at_most), str(it.shared.n_seeds))
             for one, other, it in pairs.values()
         ),
         "Mean ± std over matched seeds. p: parts of one task renamed at random, in the same way for all of its seeds.",
         stubs=2,
-        tasks=tuple(f"{one} {other}" for one, other, _ in pairs.values()),
+        tasks=tuple((one, other) for one, other, _ in pairs.values()),
     )  # fmt: skip
 
 
@@ -226,12 +223,12 @@ def task_survival_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         drawn.append(Figure(search or "tickets", svg, caption, ("survival", "no task", "all tasks"), natural=True))
     if not drawn:
         return ()
-    cases = [case for case in study.cases if _structured(case) and not case.family]
+    shown = [case for case in study.cases if _structured(case) and not case.family]
     return (
         Part(
             anchor, "Survival over tasks", "Which parts survive for how many tasks?",
             "Fig. 15 of the paper. Shade: in how many tasks a part survives, mean over seeds; point at one for its numbers.",
-            figures=(tuple(drawn),), experiment="s-prune", cells=tuple(sorted({t.cell for case in cases for t in case.good})),
+            figures=(tuple(drawn),), experiment="s-prune", cells=_cells(shown),
         ),
     )  # fmt: skip
 

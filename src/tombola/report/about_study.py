@@ -39,6 +39,8 @@ MODES = tuple(mode.kind for mode in TRAIN_MODES.values())
 
 def bar_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Fig. 2: for each search and task the dense model, and good, random and bad as pruned and as retrained."""
+    if len(study.cases) < 2:
+        return ()  # its own section says it
     parts = []
     for i, (search, cases) in enumerate(study.by_search(_has_controls).items(), start=1):
         kinds = [kind for kind in KINDS if kind in MAIN or (kind == "strict-bad" and any(_has(case, kind) for case in cases))]
@@ -74,9 +76,8 @@ def _bars(case: Case, kinds: Sequence[str], stages: Sequence[str] = ("full", *ST
         return None
     bars = []
     for stage in stages:
-        for kind in kinds:
-            if group := split.group(kind, stage):
-                bars.append(Bar("" if stage == "full" else stage, kind_css(kind), group.by_seed, _told(group)))
+        groups = [group for kind in kinds if (group := split.group(kind, stage))]
+        bars += [Bar("" if stage == "full" else stage, kind_css(one.kind), one.by_seed, _told(one)) for one in groups]
     svg = charts.bar_chart(bars, [_majority(split)], label=f"Bars of {case.title}; the table has their numbers")
     return Figure(case.task, svg, _of(split), natural=True, task=case.task) if svg else None
 
@@ -137,6 +138,8 @@ def _mean_of_tasks(groups: Sequence[Group | None]) -> str:
 
 def versus_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Table 2: bad tickets beside the majority line, baselines, and models that start from weights drawn again."""
+    if len(study.cases) < 2:
+        return ()
     columns: dict[tuple[str, str, str], None] = {}
     by_task: dict[str, dict[tuple[str, str, str], Group]] = {}
     majority: dict[str, float] = {}
@@ -522,17 +525,15 @@ def sparsity_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             figures.append(Figure(task, svg, _of(split) if split else "selection rows", natural=True, task=task))
     if not figures:
         return ()
-    tables = ()
-    if rows:
-        head = ("Task", "How", "Sparsity", "Score", "95 % interval", "Rows")
-        tables = (Table("Values removed in one step: mean ± std over seeds", head, tuple(rows), stubs=2, tasks=tuple(tasks)),)
+    head = ("Task", "How", "Sparsity", "Score", "95 % interval", "Rows")
+    table = Table("Values removed in one step: mean ± std over seeds", head, tuple(rows), stubs=2, tasks=tuple(tasks))
     return (
         Part(
             anchor, "Sparsity", "How much can be removed?",
             "Line: mean over seeds; band: one std to each side. Dashed lines: retrained. The path of m-pruning is scored on selection "
             "rows, all else on report rows.",
             legend=(("good", "magnitude"), ("random", "random"), ("strict-bad", "path of m-prune")),
-            figures=(tuple(figures),), tables=tables, experiment="one-shot", cells=_cells(used),
+            figures=(tuple(figures),), tables=(table,) if rows else (), experiment="one-shot", cells=_cells(used),
         ),
     )  # fmt: skip
 
@@ -576,11 +577,10 @@ def lesion_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     wanted = [row for row in study.results.lesions if row.role == "report"]
     if not wanted:
         return ()
-    bare = {case_task: case.task for case in study.cases for case_task in [next(iter({r.task for r in case.scores}), case.task)]}
     variants = study.results.variants
     rows: dict[tuple[str, str, str], dict[tuple[str, int, int], ScoreRow]] = {}
     for row in wanted:
-        task = variants[row.task].task if row.task in variants else bare.get(row.task, row.task)
+        task = variants[row.task].task if row.task in variants else row.task
         act_what, _, where = row.lesion.partition(", layer")
         # A cell stands in every variant of its task: once is enough.
         rows.setdefault((task, act_what, where.removeprefix("s ").strip()), {})[(row.cell, row.seed, row.draw)] = row

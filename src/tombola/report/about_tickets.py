@@ -49,10 +49,11 @@ Item = TypeVar("Item")
 # Survival and importance
 
 
-def survival_part(anchor: str, case: Case) -> Part:
-    """A map and a table of survival for each kind, and beside good the importance that chose it."""
+def survival_part(anchor: str, case: Case, *, lean: bool = False) -> Part:
+    """A map and a table of survival for each kind, and beside good the importance that chose it; `lean`: of good alone."""
     # A control of weights has the good ticket's mask: nothing to see that is not seen there.
     drawn = [kind for kind in case.by_kind if kind not in CONTROL_KINDS or CONTROL_KINDS[kind].has_own_mask]
+    drawn = [kind for kind in drawn if not lean or kind == "good"]
     maps = {kind: _survival_map(case, kind) for kind in drawn}
     large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case)) if figure)
     return Part(

@@ -251,6 +251,9 @@ def cases_of(results: Results) -> tuple[Case, ...]:
         )
         for model, task in names
     ]
+    short = {task: task.partition(":")[0] for task in {case.task for case in cases}}
+    if len(set(short.values())) == len(short):  # the options of a task are said in its warnings and settings
+        cases = [replace(case, task=short[case.task]) for case in cases]
     titles = [
         " · ".join([case.task, *([model] if several else []), *([case.label] if case.label else [])])
         for case, (model, _) in zip(cases, names, strict=True)

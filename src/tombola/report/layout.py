@@ -3,7 +3,7 @@
 `task` and `tasks` say what something is about, for the reader's filter; "" is about none alone, and always shown.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +15,9 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     stubs: int = 1
-    tasks: tuple[str, ...] = ()  # of each row
+    tasks: tuple[str | tuple[str, ...], ...] = ()  # of each row: its task, or both of two; "*" of a mean over all
 
-    def task(self, row: int) -> str:
+    def task(self, row: int) -> str | tuple[str, ...]:
         return self.tasks[row] if self.tasks else ""
 
 
@@ -62,4 +62,4 @@ class Section:
     parts: tuple[Part, ...]
     task: str = ""
     folded: bool = False  # opens on demand
-    seeds: tuple[int, ...] = field(default=())
+    case: bool = False  # is about one task and search

@@ -7,7 +7,6 @@ a mark's place). The script knows the same few sums: mean, sample std, t interva
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Self
 
 BySeed = Mapping[int, float]
 
@@ -18,7 +17,7 @@ class Live(str):
     by_seed: BySeed
     how: str
 
-    def __new__(cls, text: str, by_seed: BySeed, how: str) -> Self:
+    def __new__(cls, text: str, by_seed: BySeed, how: str) -> "Live":
         made = super().__new__(cls, text)
         made.by_seed, made.how = by_seed, how
         return made
