@@ -8,7 +8,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     tickets   controls, retrain, evaluate, compare, import
     look      doctor, inspect, report
     stored    store ls, verify, gc
-    study     study plan, run, run-one, status, report
+    study     study plan, run, run-one, status, report, compare
 """
 
 import sys
@@ -43,6 +43,7 @@ FAMILIES: dict[str, tuple[dict[str, Callable[..., None]], str]] = {
             "run-one": study.run_one,
             "status": study.status,
             "report": study.report,
+            "compare": study.compare,
         },
         "Many runs at once: what to run, running it, how far it is, what came out.",
     ),

@@ -5,8 +5,6 @@ Which file does what: `cases` groups rows and has all numbers, `words` makes sen
 one way only: build → about_scores, about_tickets → words → cases; `figures` and `layout` import none of them.
 """
 
-import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -19,6 +17,7 @@ from tombola.report.about_conclusions import claims_table, overview_table, said_
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
 from tombola.report.cases import Case, Rows, Study, cases_of, study_of
+from tombola.report.export import latex, markdown, write_figures, write_tables, write_whole
 from tombola.report.layout import Part, Section, Table
 from tombola.report.words import case_verdict, count, listed, verdict, warnings
 from tombola.stats.estimate import t_quantile
@@ -42,51 +41,37 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("settings-compared", "What settings change", (about_study.setting_parts,)),
 )  # fmt: skip
 
-# What these languages would read as commands
-MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|~&"})
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "×": r"$\times$",
-        "·": r"$\cdot$",
-        "–": "--",
-        "—": "---",
-    }
-)
 
-
-def build_page(results: Results, out: Path, extra: Sequence[Section] = ()) -> Path:
+def build_page(
+    results: Results, out: Path, extra: Sequence[Section] = (), tables: Path | None = None, figures: Path | None = None
+) -> Path:
     """The path of the page it wrote, `out`: one HTML file that needs nothing else, complete or not there at all.
 
-    Raises: StoreError if `out` is a folder.
+    `extra` sections come first. tables, figures: folders for what stands on the page, as files of its own.
+    Raises: StoreError if `out` is a folder, or one of the folders a file.
     """
     if out.is_dir():
         raise StoreError("the page is one file", got=f"the folder {out}", expected="a file name", next=f"use {out / 'page.html'}")
-    text = render(results, extra)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp makes private files; a page is made to be shared
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return out
+    for folder in (tables, figures):
+        if folder is not None and folder.is_file():
+            raise StoreError("tables and figures are many files", got=f"the file {folder}", expected="a folder, or none yet")
+    study = study_of(results)
+    sections = [*extra, *sections_of(study)]
+    if tables is not None:
+        overview = Part("overview", "Overview", "Overview", tables=tuple(_overview(study)))
+        write_tables([Section("overview", "Overview", "", (overview,)), *sections], tables)
+    if figures is not None:
+        write_figures(sections, figures)
+    return write_whole(out, _page(study, sections))
 
 
 def render(results: Results, extra: Sequence[Section] = ()) -> str:
-    """The page as HTML; `extra` sections come first. The same results give the same text: it holds no clock and no path of its own."""
+    """The page as HTML; `extra` sections come first. The same results give the same text: it holds no clock and no path."""
+    study = study_of(results)
+    return _page(study, [*extra, *sections_of(study)])
+
+
+def _page(study: Study, sections: Sequence[Section]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -97,15 +82,13 @@ def render(results: Results, extra: Sequence[Section] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    study = study_of(results)
-    cases, tasks = study.cases, study.tasks
+    results, cases, tasks = study.results, study.cases, study.tasks
     ids = {name: str(i) for i, name in enumerate(tasks)} | {"*": "*"}
     environment.filters["svg"] = Markup
     environment.filters["sha256"] = lambda text: b64encode(sha256(str(text).encode()).digest()).decode()
     environment.filters["task"] = lambda said: " ".join(ids.get(one, "") for one in ([said] if isinstance(said, str) else said))
     environment.filters["keys"] = lambda keys: " ".join(key[:8] for key in keys)
     style, script = (files("tombola.report").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    overview = [table for table in (overview_table(study) if len(cases) > 1 else None, claims_table(study)) if table]
     return environment.get_template("page.html.j2").render(
         style=f"\n{style}",
         script=f"\n{script}",
@@ -116,10 +99,10 @@ def render(results: Results, extra: Sequence[Section] = ()) -> str:
         seeds=study.seeds,
         command=results.command,
         verdict=verdict(cases),
-        overview=overview,
+        overview=_overview(study),
         glance=glance_table(cases) if len(cases) > 1 else None,
         warnings=_folded(warnings(results.warnings, cases)),
-        sections=[*extra, *sections_of(study)],
+        sections=sections,
         settings=_mapping_table("Settings of this study, as resolved", results.settings),
         provenance=_mapping_table("What the numbers were made from", results.provenance),
     )
@@ -157,6 +140,11 @@ def _folded(said: Mapping[str, tuple[str, ...]]) -> list[tuple[str, Mapping[str,
     return [(f"{name}: {count(sum(map(len, half.values())), 'note')}", half) for name, half in halves if half]
 
 
+def _overview(study: Study) -> list[Table]:
+    found = (overview_table(study) if len(study.cases) > 1 else None, claims_table(study))
+    return [table for table in found if table]
+
+
 def _facts(study: Study) -> str:
     rows: Rows = (*study.results.scores, *study.results.tickets)
     models = listed(list(dict.fromkeys(row.model for row in rows)))
@@ -172,22 +160,13 @@ def _facts(study: Study) -> str:
 def markdown_table(results: Results, role: str = "report") -> str:
     """The scores on the splits of one role as a Markdown table; empty if there are none."""
     table = flat_table(cases_of(results), role)
-    if not table.rows:
-        return ""
-    rule = ["---"] * table.stubs + ["---:"] * (len(table.head) - table.stubs)
-    head, *body = _escaped(table, MARKDOWN)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
+    return markdown(table) if table.rows else ""
 
 
 def latex_table(results: Results, role: str = "report") -> str:
     """The scores on the splits of one role as a LaTeX tabular (package booktabs); empty if there are none."""
     table = flat_table(cases_of(results), role)
-    if not table.rows:
-        return ""
-    columns = "l" * table.stubs + "r" * (len(table.head) - table.stubs)
-    head, *body = (" & ".join(line) + r" \\" for line in _escaped(table, LATEX))
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
+    return latex(table) if table.rows else ""
 
 
 def _section(anchor: str, case: Case, n: int, many: bool) -> Section:
@@ -207,8 +186,3 @@ def _section(anchor: str, case: Case, n: int, many: bool) -> Section:
 def _mapping_table(caption: str, values: Mapping[str, object]) -> Table | None:
     rows = tuple((str(name), str(value)) for name, value in values.items())
     return Table(caption, ("Name", "Value"), rows) if rows else None
-
-
-def _escaped(table: Table, escapes: Mapping[int, str]) -> list[list[str]]:
-    """The lines of a table, head first, each cell on one line."""
-    return [[" ".join(cell.split()).translate(escapes) for cell in line] for line in (table.head, *table.rows)]

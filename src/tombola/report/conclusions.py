@@ -86,7 +86,7 @@ def _beats_majority(case: Case, study: Study) -> Finding | None:
 
 def _seeds_agree(unit: str) -> Callable[[Case, Study], Finding | None]:
     def of(case: Case, study: Study) -> Finding | None:
-        if unit not in case.units or len(case.good) < 2:
+        if unit not in case.units or len(case.good) < 2 or len(case.shapes) > 1:
             return None
         found = stability([UNITS[unit](ticket) for ticket in case.good], draws=1_999)
         if found.kappa.value is None or found.p_at_least is None:

@@ -149,7 +149,7 @@ def _split_warnings(split: Split) -> Iterator[str]:
     below = [
         (group_name(group), [seed for seed, value in group.by_seed.items() if value <= majority[seed]]) for group in split.groups
     ]
-    if which := "; ".join(f"{name} ({_of_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
+    if which := "; ".join(f"{name} ({_which_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
         if all(len(seeds) == len(majority) for _, seeds in below):
             which = "every model in every seed"
         yield f"{title}: at or below the majority line of {number(split.majority)}: {which}."
@@ -242,7 +242,7 @@ def of_seeds(by_seed: Mapping[int, float], how: str = "s", decimals: int = 3, *,
     """A number over seeds that the page's script can work out again for some of them; `how` as in `Live`."""
     found = over_seeds(list(by_seed.values()))
     if how == "n":
-        return Live(str(len(by_seed)), by_seed, "n") if by_seed else "0"
+        return Live(str(len(by_seed)), by_seed, "n") if found.value is not None else str(len(by_seed))
     text = {
         "s": lambda: spread(found, decimals, sign=sign),
         "i": lambda: interval(found),
@@ -287,7 +287,7 @@ def rows_of(split: Split) -> str:
     return span(row.n for row in split.rows)
 
 
-def _of_seeds(seeds: Sequence[int], n: int) -> str:
+def _which_seeds(seeds: Sequence[int], n: int) -> str:
     """Which of n seeds."""
     if n > 1 and len(seeds) == n:
         return "both seeds" if n == 2 else f"all {count(n, 'seed')}"
