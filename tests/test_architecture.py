@@ -14,6 +14,7 @@ LEVELS = (
     ("cli", "terminal", "report", "doctor"),
     ("study",),
     ("search", "attention"),
+    ("landscape",),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks",),
     ("prune", "scores", "gates"),

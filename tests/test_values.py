@@ -190,8 +190,8 @@ def test_controls_of_values_have_exactly_the_size_of_what_they_control(world: Wo
             for one in tested:
                 control = world.ticket(one.ticket)
                 rest = n - kept  # values have no layer to revive
-                sizes = {"strict-bad": min(kept, rest), "inverted": rest, "inverted-revived": rest, "dense-random-init": n}
-                size = sizes.get(kind, kept)
+                sizes = {"strict-bad": min(kept, rest), "inverted": rest, "inverted-revived": rest}
+                size = n if CONTROL_KINDS[kind].rule == "all" else sizes.get(kind, kept)
                 assert control.kind == kind and control.parents == (good.identity,)
                 assert control.mask.counts_by_type() == {"values": (size, n)}, kind
                 assert {m: p.shape for m, p in control.mask.values.items()} == {m: p.shape for m, p in good.mask.values.items()}

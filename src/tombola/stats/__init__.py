@@ -10,9 +10,11 @@ A leaf: it knows no models, no tickets, no files.
     power        what n seeds and n rows can show at all
     masks        what masks share: two of them, those of several seeds, those of two tasks
     survivors    what seeds do not agree on; survival against kinds of attention map
+    crossed      what masks depend on, when every combination of several factors was run
     orders       whether two importances rank the same parts first
 """
 
+from tombola.stats.crossed import Split, split_variance
 from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Estimate, over_rows, over_seeds
 from tombola.stats.masks import (
     CochranQ,
@@ -59,6 +61,7 @@ __all__ = [
     "Orders",
     "Overlap",
     "Paired",
+    "Split",
     "Stability",
     "TaskOverlap",
     "Undecided",
@@ -84,6 +87,7 @@ __all__ = [
     "smallest_paired_difference",
     "smallest_two_sided_p",
     "spearman",
+    "split_variance",
     "stability",
     "survivor_correlation",
     "two_level",

@@ -60,6 +60,11 @@ class Cell:
             inputs[role] = taken
         return Cell(said["step"], said["version"], said["settings"], inputs)
 
+    @property
+    def without_weights(self) -> str:
+        """The key of the same training, its weights not kept."""
+        return Cell(self.step, self.version, {**self.settings, "keep_weights": False}, self.inputs).key
+
     def needed(self) -> Iterator["Cell"]:
         """This cell and every cell below it, inputs first; one that is taken twice comes twice."""
         for taken in self.inputs.values():

@@ -48,9 +48,9 @@ class Context:
             found.append((rung, resolve({**changed, **values}, self.seeds, seeds, method=method, preset=rung.preset)))
         return found
 
-    def find(self, settings: Settings) -> list[Found]:
-        """The cells of a find, one `Found` for each seed."""
-        return plan_find(self.lab, self.model, self.task, settings, self.seeds)
+    def find(self, settings: Settings, design: str | None = None) -> list[Found]:
+        """The cells of a find, one `Found` for each seed; `design` as of `plan_find`."""
+        return plan_find(self.lab, self.model, self.task, settings, self.seeds, design=design)
 
 
 class Nothing(BaseModel):
@@ -87,6 +87,11 @@ def found(name: str, context: Context) -> list[tuple[Settings, Found]]:
     """The finds of a search of `SEARCHED`, of every preset or rung and every seed, with their settings."""
     method, own = SEARCHED[name]
     return [(settings, found) for settings in context.settings(method, own) for found in context.find(settings)]
+
+
+def methods_of(options: Any) -> list[str]:
+    """The methods of an experiment whose option `of` names searches."""
+    return [SEARCHED[name][0] for name in options.of if name in SEARCHED]
 
 
 def only(method: str) -> Callable[[Any], Sequence[str]]:

@@ -12,7 +12,7 @@ from pydantic import StrictBool, StrictInt
 
 from tombola.study import prasanna2020
 from tombola.study.cells import Cell
-from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, only
+from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
 from tombola.study.jobs import implied, plan_controls, plan_ladder, plan_test
 from tombola.study.presets import Rung, ladder, preset_values
 from tombola.study.settings import options_of
@@ -67,19 +67,15 @@ def ladders(context: Context, options: LadderOptions) -> list[Cell]:
     return cells
 
 
-def _methods_of(options: Any) -> list[str]:
-    return [SEARCHED[name][0] for name in options.of if name in SEARCHED]
-
-
 # name → experiment. What is a paper's own is written in its file, and has its row here.
 EXPERIMENTS: Mapping[str, Experiment] = {
     "m-prune": Experiment("single values, to the floor", _search("m-prune"), only("m-prune"), rows=("E1",)),
     "s-prune": Experiment("heads and MLPs, to the floor", _search("s-prune"), only("s-prune"), rows=("E2",)),
     "s-prune-heads": Experiment("heads only, to the floor", _search("s-prune-heads"), only("s-prune"), rows=("E3",)),
     "s-prune-mlps": Experiment("MLPs only, to the floor", _search("s-prune-mlps"), only("s-prune"), rows=("E4",)),
-    "controls": Experiment("tickets against controls, pruned and retrained", controls, _methods_of, ControlsOptions, ("E5",)),
+    "controls": Experiment("tickets against controls, pruned and retrained", controls, methods_of, ControlsOptions, ("E5",)),
     **prasanna2020.EXPERIMENTS,
-    "ladder": Experiment("what each option costs between two presets", ladders, _methods_of, LadderOptions),
+    "ladder": Experiment("what each option costs between two presets", ladders, methods_of, LadderOptions),
 }
 
 

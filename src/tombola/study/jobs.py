@@ -73,9 +73,12 @@ def plan_find(
     settings: Settings,
     run_seeds: Sequence[int],
     layout: Sequence[Layout] | None = None,
+    *,
+    design: str | None = None,
 ) -> list[Found]:
     """The cells of finding a ticket, one `Found` per run seed. Reads the data and, unless all are in the store, the model's
-    parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure.
+    parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure. `design` marks
+    runs that are no seeds of a study, so that results never average them with those.
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
@@ -83,11 +86,11 @@ def plan_find(
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
-        training = shared | {"train": asdict(settings.train), "keep_weights": True}
-        dense = _cell("fine_tune", training)
+        training = shared | {"train": asdict(settings.train), "keep_weights": True} | ({"design": design} if design else {})
+        dense = step_cell("fine_tune", training)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
-        search = _cell("search", searching, model=dense)
-        found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
+        search = step_cell("search", searching, model=dense)
+        found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
@@ -119,14 +122,14 @@ def plan_controls(
     for kind in kinds:
         options = asdict(replace(settings.control, **CONTROL_KINDS[kind].changes))
         for draw in range(draws):
-            taken = _cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
+            taken = step_cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
             controls.append(plan_test(taken, dense, settings.retrain, retrain=retrain))
     return controls
 
 
 def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, retrain: bool) -> Tested:
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
-    pruned = _cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
+    pruned = step_cell("evaluate", shared_settings(dense), ticket=ticket, weights=dense)
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
 
 
@@ -143,8 +146,8 @@ def plan_retrain(
     epochs: another number of them, with a schedule of its own.
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
-    settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
-    return _cell("retrain", settings, ticket=ticket, dense=dense)
+    settings = shared_settings(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
+    return step_cell("retrain", settings, ticket=ticket, dense=dense)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -153,8 +156,8 @@ def plan_train_mode(mode: str, dense: Cell) -> Cell:
     """
     if mode not in TRAIN_MODES:
         raise SettingsError([TombolaError(f"there is no train mode {mode!r}", expected=", ".join(TRAIN_MODES))])
-    settings = _shared(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
-    return _cell("train_mode", settings, dense=dense)
+    settings = shared_settings(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
+    return step_cell("train_mode", settings, dense=dense)
 
 
 def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:
@@ -164,7 +167,7 @@ def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given]
     """
     check_rule(rule, options)
     taken = {f"other_{i}": one for i, one in enumerate(others)}
-    return _cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
+    return step_cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
 
 
 def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Cell:
@@ -174,7 +177,7 @@ def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Ce
     """
     check_cut(cut)
     taken = {} if ticket is None else {"ticket": ticket}
-    return _cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
+    return step_cell("lesion", shared_settings(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,17 +319,17 @@ def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, 
     """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
     refuse_unused(lab, ticket, changes, "evaluate", ("data", "train"))
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
-    shared = _shared(dense)
+    shared = shared_settings(dense)
     if weights == "base":
-        return _cell("evaluate", shared, ticket=taken)
+        return step_cell("evaluate", shared, ticket=taken)
     if weights == "found_on":
-        return _cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
+        return step_cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
     folder = Path(weights)
     if not (folder / "config.json").is_file():
         raise TombolaError(
             "there are no such weights", got=weights, expected="base, found_on, or a folder written by save_pretrained"
         )
-    return _cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
+    return step_cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
 
 
 def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
@@ -441,7 +444,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
     settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
-    return _cell("fine_tune", settings)
+    return step_cell("fine_tune", settings)
 
 
 def _found_on(lab: Lab, name: str) -> Cell:
@@ -493,9 +496,11 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: 
     }
 
 
-def _shared(dense: Cell) -> dict[str, Any]:
+def shared_settings(dense: Cell) -> dict[str, Any]:
+    """What all cells that stand on a dense model say as it does."""
     return {name: dense.settings[name] for name in ("model", "data", "machine", "seeds")}
 
 
-def _cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
+def step_cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
+    """The cell of a step of today's version."""
     return Cell(step, STEPS[step].version, settings, inputs)

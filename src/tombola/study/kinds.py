@@ -45,6 +45,9 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
     "shuffle-values": ControlKind("good", "the good mask; values permuted within each matrix", lesion="shuffle-values"),
     "shuffle-layers": ControlKind("good", "the good mask; layers permuted", lesion="shuffle-layers"),
     "dense-random-init": ControlKind("all", "nothing removed; all weights drawn again", lesion="random-init"),
+    "dense-shuffle-values": ControlKind("all", "nothing removed; values permuted within each matrix", lesion="shuffle-values"),
+    "dense-shuffle-layers": ControlKind("all", "nothing removed; layers permuted", lesion="shuffle-layers"),
+    "random-init-random": ControlKind("random", "as many, drawn from all; all weights drawn again", lesion="random-init"),
 }
 
 

@@ -7,7 +7,7 @@ A study file is TOML; its fields are those of `Study`. `read_study` says everyth
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -327,8 +327,16 @@ def plan_study(lab: Lab, study: Study) -> Plan:
             for experiment in study.experiments:
                 cells = EXPERIMENTS[experiment].cells(context, study.options_for(experiment))
                 parts.append(Part(experiment, model, name, tuple(cells)))
+    parts = _trained_once(parts)
     needed = [part.needed() for part in parts]
     return Plan(study, tuple(parts), {k: c for one in needed for k, c in one.items()}, sum(map(len, needed)))
+
+
+def _trained_once(parts: Sequence[Part]) -> list[Part]:
+    """The same parts, with no training asked for twice, with its weights kept and without: kept, it serves both."""
+    retrained = [cell for part in parts for cell in part.cells if cell.step == "retrain" and cell.settings["keep_weights"]]
+    keeping = {cell.without_weights: cell for cell in retrained}
+    return [replace(part, cells=tuple(keeping.get(cell.key, cell) for cell in part.cells)) for part in parts]
 
 
 def _task(lab: Lab, study: Study, name: str) -> "str | Task":

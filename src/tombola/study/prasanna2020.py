@@ -6,7 +6,7 @@ seeds, three epochs, one draw of each control a seed. More draws (`--set control
 over seeds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
@@ -16,12 +16,13 @@ from pydantic import StrictBool, StrictInt
 from tombola.errors import SettingsError, TombolaError
 from tombola.search.magnitude import CriterionName
 from tombola.search.supers import SuperSettings
+from tombola.study import beside
+from tombola.study.beside import own_options
 from tombola.study.cells import Cell
-from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, only
+from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, methods_of, only
 from tombola.study.data import check_parts, task_of
 from tombola.study.jobs import Tested, plan_controls, plan_derived, plan_lesion, plan_retrain, plan_test, plan_train_mode
 from tombola.study.lesions import ACTS, Cut
-from tombola.study.presets import preset_values
 
 STUDY: Mapping[str, Any] = {
     "name": "prasanna2020",
@@ -135,8 +136,7 @@ def super_survivors(context: Context, options: SuperOptions) -> list[Cell]:
     for name in options.of:
         method, own = SEARCHED[name]
         for rung, settings in context.on_rungs(method, own, names - given.keys()):
-            changed = {option: value for option, value in rung.values.items() if option in names}
-            rules = preset_values(rung.preset, names) | changed | given
+            rules = own_options(rung, names, given)
             finds = context.find(settings)
             for one in finds:
                 others = [other.search for other in finds if other is not one]
@@ -266,22 +266,18 @@ def mask_on_train(context: Context, options: MaskOnTrainOptions) -> list[Cell]:
     return cells
 
 
-def _methods_of(options: Any) -> Sequence[str]:
-    return [SEARCHED[name][0] for name in options.of if name in SEARCHED]
-
-
 EXPERIMENTS: Mapping[str, Experiment] = {
     "one-shot": Experiment(
         "X8: values removed in one step", one_shot, only("one-shot"), OneShotOptions, ("X8",), fixed=("sparsity",)
     ),
     "size-matched": Experiment(
-        "X11: masks of values of the size of an s-mask", size_matched, _methods_of, MatchedOptions, ("X11",)
+        "X11: masks of values of the size of an s-mask", size_matched, methods_of, MatchedOptions, ("X11",)
     ),
     "joined": Experiment(
         "X10: heads-only and MLPs-only masks together, beside joint ones", joined, only("s-prune"), RetrainOptions, ("X10",)
     ),
     "super-survivors": Experiment(
-        "E8: what all seeds keep, against random and bad", super_survivors, _methods_of, SuperOptions, ("E8",)
+        "E8: what all seeds keep, against random and bad", super_survivors, methods_of, SuperOptions, ("E8",)
     ),
     "redrawn": Experiment(
         "X4: words, projections, layers drawn again", _lesions("redrawn"), only("s-prune"), LesionOptions, ("X4",)
@@ -294,10 +290,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "redrawn-heads": Experiment(
         "X9: removed heads drawn again, not masked", _lesions("redrawn-heads"), only("s-prune"), LesionOptions, ("X9",)
     ),
-    "longer": Experiment("E7: bad s-masks trained again for longer", longer, _methods_of, LongerOptions, ("E7",)),
+    "longer": Experiment("E7: bad s-masks trained again for longer", longer, methods_of, LongerOptions, ("E7",)),
     "train-modes": Experiment(
         "X1: task head alone, and weights drawn again", train_modes, only("s-prune"), ModesOptions, ("X1",)
     ),
-    "mask-modes": Experiment("X2: masks inverted, and bad ones drawn twice", mask_modes, _methods_of, MaskModesOptions, ("X2",)),
-    "mask-on-train": Experiment("X12: masks chosen on rows trained on", mask_on_train, _methods_of, MaskOnTrainOptions, ("X12",)),
+    "mask-modes": Experiment("X2: masks inverted, and bad ones drawn twice", mask_modes, methods_of, MaskModesOptions, ("X2",)),
+    "mask-on-train": Experiment("X12: masks chosen on rows trained on", mask_on_train, methods_of, MaskOnTrainOptions, ("X12",)),
+    **beside.EXPERIMENTS,
 }

@@ -41,6 +41,10 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "super_bad_draw": ("per_seed", "once", "per_seed"),
     "retrain_start": ("pretrained_keep_tuned_embeddings", "pretrained_all", "pretrained_all"),
     "empty_layer_bias": ("keep", "mask_keeps_shrink_drops", "keep"),
+    "norm_map_weight": ("out_projection", "untransposed", "out_projection"),
+    "map_inputs": ("full", "no_segment_ids_with_pad", "full_real_tokens"),
+    "map_preprocess": ("same", "train_padded_predict_unpadded", "same"),
+    "pattern_split": ("holdout", "select_on_test", "stratified_kfold"),
 }
 
 

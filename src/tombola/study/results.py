@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
+from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from tombola.study.jobs import RungCells
 
 # "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; those of TRAIN_MODES = a dense model
-# trained otherwise; the others are tickets
-KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "lesion")
+# trained otherwise; "bag-of-words" = a linear model of words; the others are tickets
+KINDS = ("full", "good", *CONTROL_KINDS, *(mode.kind for mode in TRAIN_MODES.values()), "bag-of-words", "lesion")
 STAGES = ("full", "pruned", "retrained")  # pruned = mask on found_on; retrained = mask on base, trained again
 
 
@@ -62,6 +63,10 @@ class ScoreRow:
     majority: float  # the same metric for always answering the most frequent class of this split, or one and the same value
     agreement: Agreement | None = None  # None for the dense model itself
     lesion: str = ""  # of kind "lesion": what was done where, e.g. "redraw q+k, layers 3-4"; no two are to be averaged
+    search: str = ""  # how the ticket was found: a name of SEARCHED, or a method; "" of models without one
+    family: str = ""  # "as found", or the family of `derived.RULES`: joined, super, size-matched; "" of models without a ticket
+    epochs: int | None = None  # of the training that this model comes from last
+    preset: str = ""  # of the search; "" of models without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,9 @@ class TicketRow:
     selection_rows: int | None = None  # rows the mask was chosen on
     neurons: tuple[bool, ...] = ()  # all of them in the order of layers, where the mask is of neurons
     steps: tuple[ImportanceStep, ...] = ()  # good tickets of heads and MLPs only
+    search: str = ""  # as of a ScoreRow
+    family: str = ""
+    preset: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,12 @@ class Results:
     lesions: tuple[ScoreRow, ...] = ()  # scores of kind "lesion", which stand apart: each names its lesion
     variants: Mapping[str, Variant] = field(default_factory=dict)  # `task` of rows → what it stands for
     command: str = ""  # what computes these cells again, where a study asked for them
+    attention: tuple[AttentionRow, ...] = ()
+    map_samples: tuple[MapSample, ...] = ()
+    magnitudes: tuple[Magnitude, ...] = ()
+    subgroups: tuple[SubgroupRow, ...] = ()
+    landscape: tuple[LandscapeRow, ...] = ()
+    crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
@@ -147,21 +161,39 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     warnings: dict[str, None] = {}  # in order, each once
     settings: dict[str, object] = {}
     made_with: dict[str, object] = {}
+    beside: dict[str, list[Any]] = {}
     entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
-    cells = {entry.key: cell_of(entry) for entry in entries}
+    cells = {key: cell for key, cell in ((entry.key, cell_of(entry)) for entry in entries) if "task" in _flat_settings(cell)}
+    # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
+    twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
+    entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
     variants = _variants(cells)
-    named: dict[str, Variant] = {}
+    stands_for: dict[str, Variant] = {}
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
+    crossed = _crossed(cells)
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
-        named |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
+        if entry.key in crossed:
+            ticket = _ticket_row(entry.key, folder)
+            said = asdict(ticket) | {f"{name}_seed": seed for name, seed in crossed[entry.key].items()} | _how_found(cell)
+            said = {name: said[name] for name in CrossedMask.__dataclass_fields__}
+            names = [short[ticket.task] + variant for variant in variants[entry.key]]
+            beside.setdefault("crossed", []).extend(CrossedMask(**said | {"task": task}) for task in names)
+        if _is_of_design(cell):
+            continue
+        stands_for |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
-                rows = [_score_row(entry.key, row) for row in read_rows(folder / name)]
+                how = _how_found(cell)
+                rows = [replace(_score_row(entry.key, row), **how, epochs=_epochs(cell)) for row in read_rows(folder / name)]
                 found += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
         if (folder / "ticket").is_dir():
-            ticket = _ticket_row(entry.key, folder)
+            ticket = replace(_ticket_row(entry.key, folder), **_how_found(cell))
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
+        for name, own in rows_beside(entry.key, folder).items():
+            how = _how_found(cell) if name == "landscape" else {}
+            named = [replace(row, task=short[row.task] + variant, **how) for variant in variants[entry.key] for row in own]
+            beside.setdefault(name, []).extend(named)
         if (folder / "result.json").is_file():
             where = _where(cell.settings, tickets[-1] if (folder / "ticket").is_dir() else None)
             result = read_json(folder / "result.json")
@@ -181,6 +213,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     spent = total_cost(store, (entry.key for entry in entries))
     if spent.cells:
         provenance["cost"], provenance["energy"] = spent.lines()
+    further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),
@@ -188,8 +221,30 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         provenance | {name: _shown(value) for name, value in made_with.items()},
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
-        named,
+        variants=stands_for,
+        **further,
     )
+
+
+def _is_of_design(cell: "Cell") -> bool:
+    """Whether a cell is of a run that is no seed of a study, see `plan_find`."""
+    return any("design" in one.settings for one in cell.needed())
+
+
+def _crossed(cells: "Mapping[str, Cell]") -> dict[str, Mapping[str, int]]:
+    """Search cells of a crossed design → their seeds; with the ordinary run that is one combination of it."""
+
+    def what(cell: "Cell") -> tuple[str, int, Mapping[str, int]]:
+        seeds = next(one.settings["seeds"] for one in cell.needed() if "seeds" in one.settings)
+        return repr(sorted(_flat_settings(cell).items())), seeds["run"], seeds
+
+    searches = {key: (_is_of_design(cell), *what(cell)) for key, cell in cells.items() if cell.step == "search"}
+    designs = {(settings, run) for of_design, settings, run, _ in searches.values() if of_design}
+    return {
+        key: {name: seed for name, seed in seeds.items() if name in ("head", "data", "dropout")}
+        for key, (of_design, settings, run, seeds) in searches.items()
+        if of_design or ((settings, run) in designs and len(set(seeds.values())) == 1)
+    }
 
 
 def _variants(cells: "Mapping[str, Cell]") -> dict[str, dict[str, Variant]]:
@@ -241,6 +296,30 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
+
+
+def _how_found(cell: "Cell") -> dict[str, Any]:
+    """The fields `search`, `family` and `preset` of the rows of a cell; empty where there is no ticket below it."""
+    below = list(cell.needed())
+    if cell.step not in ("search", "control", "derive") and "ticket" not in cell.inputs:
+        return {"search": "", "family": "", "preset": ""}
+    searches = [one for one in below if one.step == "search"]
+    families = [RULES[one.settings["rule"]].family for one in below if one.step == "derive"]
+    names = dict.fromkeys(_search_name(one.settings) for one in searches)
+    presets = dict.fromkeys(str(one.settings["preset"]) for one in searches)
+    return {"search": " + ".join(names), "family": (families or ["as found"])[-1], "preset": " + ".join(presets)}
+
+
+def _search_name(said: Mapping[str, Any]) -> str:
+    """The name an experiment has for a search: "s-prune-heads" for the method s-prune by the procedure heads."""
+    procedure = said["search"].get("procedure", "joint")
+    return str(said["method"]) if procedure == "joint" else f"{said['method']}-{procedure}"
+
+
+def _epochs(cell: "Cell") -> int | None:
+    """Of the last training below a cell, itself included."""
+    trained = [one.settings["train"]["epochs"] for one in cell.needed() if "train" in one.settings]
+    return trained[-1] if trained else None
 
 
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
@@ -383,7 +462,8 @@ def _order(row: "ScoreRow | TicketRow") -> tuple[Any, ...]:
 def _where(settings: Mapping[str, Any], ticket: "TicketRow | None") -> str:
     if ticket is not None:
         return f"{ticket.task}, seed {ticket.seed}: "
-    return f"{settings['data']['task']}, seed {settings['seeds']['run']}: " if "data" in settings else ""
+    seed = f", seed {settings['seeds']['run']}" if "seeds" in settings else ""
+    return f"{settings['data']['task']}{seed}: " if "data" in settings else ""
 
 
 def _note(seen: dict[str, object], settings: Mapping[str, Any]) -> None:

@@ -8,6 +8,10 @@
     lesion      part of a dense model destroyed          scores of each place
     train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
+    patterns    labelled maps → classifiers of maps      weights, what they are worth
+    attention   maps of one model                        classes and descriptors of each head, samples
+    landscape   dense model, retrained ticket            losses between and around them
+    bag_of_words  train rows → linear model of words     predictions, scores
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
@@ -17,9 +21,12 @@ from typing import Any
 
 from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
+from tombola.study.steps.attention import run_attention, run_patterns
+from tombola.study.steps.landscape import run_landscape
 from tombola.study.steps.scoring import run_evaluate, run_lesion
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
+from tombola.study.steps.words import run_bag_of_words
 from tombola.tasks import bare_name
 
 
@@ -44,6 +51,12 @@ def _lesion_work(cell: Cell) -> float:
     return EXPECTED_PLACES[cell.settings["lesion"]["where"]] * _rows(cell, "selection", "report", "challenge")
 
 
+def _landscape_work(cell: Cell) -> float:
+    said, counts = cell.settings["landscape"], cell.settings["data"]["counts"]
+    rows = sum(min(said["landscape_rows"], counts[role]) for role in ("train", "report"))
+    return float(rows * (1 + 2 * said["directions"] + (said["points"] if "retrained" in cell.inputs else 0)))
+
+
 def _title(cell: Cell) -> str:
     planned: dict[str, Any] = {}  # a search or control has the task and seed of the model it goes back to
     for one in cell.needed():
@@ -55,7 +68,7 @@ def _title(cell: Cell) -> str:
             cell.step.replace("_", "-"),
             _about(cell),
             bare_name(data.get("task", "")),
-            f"seed {seeds.get('run', '?')}",
+            f"seed {seeds['run']}" if seeds else "all seeds",
         )
         if x
     )
@@ -67,13 +80,16 @@ def _about(cell: Cell) -> str:
         return str(cell.settings["mode"])
     if cell.step == "control":
         return f"{cell.settings['kind']} {cell.settings['draw']}"
+    if cell.step == "attention":
+        return "fine-tuned" if "weights" in cell.inputs else "pre-trained"
     if cell.step == "lesion":
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
     tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
     dense = cell.inputs.get("dense")
-    longer = isinstance(dense, Cell) and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]
+    trained = isinstance(dense, Cell) and "train" in cell.settings
+    longer = trained and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]  # type: ignore[union-attr]
     return f"{tested}, {cell.settings['train']['epochs']} epochs" if longer else tested
 
 
@@ -86,4 +102,9 @@ STEPS: dict[str, Step] = {
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
+    "patterns": Step(1, run_patterns, lambda cell: 1.0, lambda cell: f"patterns · {cell.settings['patterns']['map_preprocess']}"),
+    "bag_of_words": Step(1, run_bag_of_words, lambda cell: 0.05 * _rows(cell, "train"), _title),
+    "landscape": Step(1, run_landscape, _landscape_work, _title),
+    # the nets read every head's map twice, raw and weighted: about as much again as the model
+    "attention": Step(1, run_attention, lambda cell: 3.0 * cell.settings["attention"]["map_rows"], _title),
 }
