@@ -11,11 +11,13 @@ A leaf: it knows no models, no tickets, no files.
     masks        what masks share: two of them, those of several seeds, those of two tasks
     survivors    what seeds do not agree on; survival against kinds of attention map
     crossed      what masks depend on, when every combination of several factors was run
+    mantel       whether two similarities of the same things go together
     orders       whether two importances rank the same parts first
 """
 
 from tombola.stats.crossed import Split, split_variance
 from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Estimate, over_rows, over_seeds
+from tombola.stats.mantel import Mantel, mantel
 from tombola.stats.masks import (
     CochranQ,
     Overlap,
@@ -58,6 +60,7 @@ __all__ = [
     "CochranQ",
     "Corrected",
     "Estimate",
+    "Mantel",
     "Orders",
     "Overlap",
     "Paired",
@@ -71,6 +74,7 @@ __all__ = [
     "correct",
     "fleiss_kappa",
     "krippendorff_alpha",
+    "mantel",
     "mcnemar",
     "mcnemar_of_counts",
     "mean_jaccard",
