@@ -93,7 +93,7 @@ def report(
 def write_report(
     results: "Results", out: Path, tables: Path | None = None, figures: Path | None = None, extra: "Sequence[Section]" = ()
 ) -> Path:
-    """Where the page was written; its tables and figures as files, where folders are given. Raises: TombolaError if they cannot be."""
+    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if they cannot be."""
     from tombola.report.build import build_page
 
     try:

@@ -22,8 +22,13 @@ from tombola.study.survival import bare, crossed_rows
 MAPS = {"raw": "raw", "weighted": "norm-weighted"}
 WEIGHTS = {"fine_tuned": "fine-tuned", "pretrained": "pre-trained"}
 CSS = {"other": "heterogeneous"}  # class of a map → css class, where they differ
-CLASS_NAMES = {"diagonal": "diagonal", "vertical": "vertical", "mix": "vertical and diagonal", "block": "block",
-               "other": "heterogeneous"}  # fmt: skip
+CLASS_NAMES = {
+    "diagonal": "diagonal",
+    "vertical": "vertical",
+    "mix": "vertical and diagonal",
+    "block": "block",
+    "other": "heterogeneous",
+}
 SAMPLE = 84  # pixels
 
 
@@ -73,56 +78,98 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     classes = list(rows[0].shares) if rows else []
     table = Table(
         "Patterns of attention: share of maps, mean ± std over seeds",
-        ("Task", "Weights", "Maps", "Heads of", *(CLASS_NAMES.get(name, name) for name in classes), *map(_described, names), "Heads",
-         "n", "Seeds"),
+        (
+            "Task",
+            "Weights",
+            "Maps",
+            "Heads of",
+            *(CLASS_NAMES.get(name, name) for name in classes),
+            *map(_described, names),
+            "Heads",
+            "n",
+            "Seeds",
+        ),
         tuple(described),
-        "Super-survivors: heads that the s-prune tickets of all seeds keep. Entropy in nats; distance in tokens; masses are shares of "
+        "Super-survivors: heads that the s-prune tickets of all seeds keep. Entropy in nats; distance in tokens; "
+        "masses are shares of "
         f"attention. The classifier’s weighted F1 on labelled maps: {_f1(rows)}.",
         stubs=4,
         tasks=tuple(_task(study, row.maps.task) for row in rows),
-    )  # fmt: skip
+    )
     legend = tuple((CSS.get(name, name), CLASS_NAMES.get(name, name)) for name in classes)
     cells = tuple(sorted({row.cell for row in study.results.attention}))
     found = [
         Part(
-            f"{anchor}-patterns", "Attention patterns", "What do heads look at?",
+            f"{anchor}-patterns",
+            "Attention patterns",
+            "What do heads look at?",
             "Fig. 4 of the paper: maps of rows of each task, classified. If survivors were the heads that mean something, "
             "heterogeneous maps would be more frequent among them.",
-            legend=legend, figures=tuple(row for row in figures if row), tables=(table,), experiment="attention", cells=cells,
+            legend=legend,
+            figures=tuple(row for row in figures if row),
+            tables=(table,),
+            experiment="attention",
+            cells=cells,
             all_seeds=True,
         )
-    ]  # fmt: skip
+    ]
     if correlated := survivor_rows(study.results):
         found.append(
             Part(
-                f"{anchor}-survivors", "Survivors and patterns", "Are the maps of survivors heterogeneous more often?",
+                f"{anchor}-survivors",
+                "Survivors and patterns",
+                "Are the maps of survivors heterogeneous more often?",
                 tables=(
                     Table(
                         "Correlation of (head is a super-survivor) and (map is heterogeneous)",
-                        ("Task", "Weights", "Maps", "r", "95 %, clustered by head", "95 %, pooled", "Survivors", "Heads", "Pairs"),
+                        (
+                            "Task",
+                            "Weights",
+                            "Maps",
+                            "r",
+                            "95 %, clustered by head",
+                            "95 %, pooled",
+                            "Survivors",
+                            "Heads",
+                            "Pairs",
+                        ),
                         tuple(
-                            (row.maps.task, WEIGHTS.get(row.maps.weights, row.maps.weights), MAPS.get(row.maps.kind, row.maps.kind),
-                             number(row.clustered.value), interval(row.clustered), interval(row.pooled), str(row.survivors),
-                             str(row.heads), f"{row.pairs:,}")
+                            (
+                                row.maps.task,
+                                WEIGHTS.get(row.maps.weights, row.maps.weights),
+                                MAPS.get(row.maps.kind, row.maps.kind),
+                                number(row.clustered.value),
+                                interval(row.clustered),
+                                interval(row.pooled),
+                                str(row.survivors),
+                                str(row.heads),
+                                f"{row.pairs:,}",
+                            )
                             for row in correlated
                         ),
-                        "The maps of one head are not independent: the interval clustered by head is the one to quote; pooled is the "
+                        "The maps of one head are not independent: the interval clustered by head is the one to quote; "
+                        "pooled is the "
                         "published way.",
                         stubs=3,
                         tasks=tuple("*" if row.maps.task == "all" else _task(study, row.maps.task) for row in correlated),
                     ),
                 ),
-                experiment="attention", all_seeds=True,
+                experiment="attention",
+                all_seeds=True,
             )
-        )  # fmt: skip
+        )
     if samples := _samples(study):
         found.append(
             Part(
-                f"{anchor}-samples", "Sample maps", "Maps, as they look",
-                "Rows: the token that attends; columns: the token it attends to; the darker the more. Drawn by chance of each class.",
-                figures=samples, experiment="attention",
+                f"{anchor}-samples",
+                "Sample maps",
+                "Maps, as they look",
+                "Rows: the token that attends; columns: the token it attends to; the darker the more. Drawn by chance "
+                "of each class.",
+                figures=samples,
+                experiment="attention",
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
@@ -184,15 +231,19 @@ def landscape_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         groups.setdefault((_task(study, row.task) or bare(row.task), row.search, row.kind, row.role), []).append(row)
     shown = [
         (
-            task, search or NONE, kind, role,
+            task,
+            search or NONE,
+            kind,
+            role,
             of_seeds(_over(mine, "loss")),
             of_seeds(_over(mine, "over_line")) if _over(mine, "over_line") else NONE,
             of_seeds(_over(mine, "over_ends")) if _over(mine, "over_ends") else NONE,
             of_seeds(_over(mine, "sharpness")),
-            str(len({row.seed for row in mine})), span(row.n for row in mine),
+            str(len({row.seed for row in mine})),
+            span(row.n for row in mine),
         )
         for (task, search, kind, role), mine in groups.items()
-    ]  # fmt: skip
+    ]
     drawn = []
     for task in dict.fromkeys(key[0] for key in groups):
         for role in dict.fromkeys(key[3] for key in groups if key[0] == task):
@@ -220,7 +271,8 @@ def landscape_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "Rows",
         ),
         tuple(shown),
-        "Barrier: the largest excess of the loss on the straight line from the dense model to the retrained ticket. Sharpness: the mean "
+        "Barrier: the largest excess of the loss on the straight line from the dense model to the retrained ticket. "
+        "Sharpness: the mean "
         "rise of the loss when weights move a fixed way in a random, filter-normalised direction.",
         stubs=4,
         tasks=tuple(_task(study, key[0]) for key in groups),
@@ -228,13 +280,17 @@ def landscape_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     kinds = dict.fromkeys(key[2] for key in groups if key[2] != "full")
     return (
         Part(
-            anchor, "Loss landscape", "Do good tickets lie in the dense model’s valley?",
+            anchor,
+            "Loss landscape",
+            "Do good tickets lie in the dense model’s valley?",
             "The paper guesses that tickets train well because optima of pre-trained models are flat.",
             legend=tuple((kind_css(kind), kind) for kind in kinds),
-            figures=(tuple(drawn),) if drawn else (), tables=(table,), experiment="landscape",
+            figures=(tuple(drawn),) if drawn else (),
+            tables=(table,),
+            experiment="landscape",
             cells=tuple(sorted({row.cell for row in rows})),
         ),
-    )  # fmt: skip
+    )
 
 
 def _over(rows: Sequence[LandscapeRow], name: str) -> dict[int, float]:
@@ -294,19 +350,29 @@ def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     drawn = []
     for task in titles:
         bars = [
-            Bar(f"{name}: {kind}, {stage}" if stage != "full" else f"{name}: full", kind_css(kind),
-                per_seed((row.seed, row.value) for row in mine), f"{name}, {kind}, {stage}")
-            for (one, _, name, kind, stage), mine in groups.items() if one == task and kind in ("full", "good", "random", "bad")
-        ]  # fmt: skip
+            Bar(
+                f"{name}: {kind}, {stage}" if stage != "full" else f"{name}: full",
+                kind_css(kind),
+                per_seed((row.seed, row.value) for row in mine),
+                f"{name}, {kind}, {stage}",
+            )
+            for (one, _, name, kind, stage), mine in groups.items()
+            if one == task and kind in ("full", "good", "random", "bad")
+        ]
         if bars and len(bars) <= 40:
             svg = charts.row_chart(bars, [], label=f"Scores by group, {task}; the table has the numbers")
             drawn.append(Figure(bare(task), svg, "", natural=True, task=_task(study, task)))
     return (
         Part(
-            anchor, "Challenge sets, by group", "Where do shortcuts fail?", figures=(tuple(drawn),) if drawn else (), tables=(table,),
-            experiment="hans", cells=tuple(sorted({row.cell for row in unique.values()})),
+            anchor,
+            "Challenge sets, by group",
+            "Where do shortcuts fail?",
+            figures=(tuple(drawn),) if drawn else (),
+            tables=(table,),
+            experiment="hans",
+            cells=tuple(sorted({row.cell for row in unique.values()})),
         ),
-    )  # fmt: skip
+    )
 
 
 # What masks depend on
@@ -322,19 +388,33 @@ def crossed_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         "What masks differ by: share of their variance",
         ("Task", "Search", "Part", *(" × ".join(names) for names in factors), "Runs", "Note"),
         tuple(
-            (bare(row.task), row.search, row.part.replace("mlps", "MLPs"),
-             *(number(row.found.share.get(name)) if row.found else NONE for name in factors), str(row.runs), row.note or NONE)
+            (
+                bare(row.task),
+                row.search,
+                row.part.replace("mlps", "MLPs"),
+                *(number(row.found.share.get(name)) if row.found else NONE for name in factors),
+                str(row.runs),
+                row.note or NONE,
+            )
             for row in rows
         ),
-        "Runs that differ in one of head init, data order and dropout at a time; shares of variance, together with what factors do "
+        "Runs that differ in one of head init, data order and dropout at a time; shares of variance, together with "
+        "what factors do "
         "only jointly.",
         stubs=3,
         tasks=tuple(_task(study, row.task) for row in rows),
-    )  # fmt: skip
+    )
     return (
-        Part(anchor, "Crossed design", "Which seed decides the mask?", tables=(table,), experiment="crossed",
-             cells=tuple(sorted({one.cell for one in study.results.crossed})), all_seeds=True),
-    )  # fmt: skip
+        Part(
+            anchor,
+            "Crossed design",
+            "Which seed decides the mask?",
+            tables=(table,),
+            experiment="crossed",
+            cells=tuple(sorted({one.cell for one in study.results.crossed})),
+            all_seeds=True,
+        ),
+    )
 
 
 # Published numbers
@@ -363,7 +443,9 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         listed = "; ".join(f"({i}) {note}" for note, i in numbered.items())
         parts.append(
             Part(
-                f"{anchor}-{table}", title, f"Published numbers: {title}",
+                f"{anchor}-{table}",
+                title,
+                f"Published numbers: {title}",
                 "Obtained, published, difference. Nothing is judged here: other models, rows and presets give other numbers.",
                 tables=(
                     Table(
@@ -375,9 +457,10 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                         tasks=tuple(_task(study, row.task) or "*" for row in mine),
                     ),
                 ),
-                experiment="", all_seeds=True,
+                experiment="",
+                all_seeds=True,
             )
-        )  # fmt: skip
+        )
     return tuple(parts)
 
 

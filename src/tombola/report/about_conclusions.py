@@ -34,14 +34,21 @@ def overview_table(study: Study) -> Table | None:
     kinds = [kind for kind in SHOWN if any(line[4][kind][0] != NONE for line in found)]
     return Table(
         "What was found: mean and 95 % interval over seeds, on report rows",
-        ("Task", "Search", "Good or random?", "Kept", *(text for kind in kinds for text in (kind.capitalize(), "95 %")), "Majority",
-         "Metric"),
+        (
+            "Task",
+            "Search",
+            "Good or random?",
+            "Kept",
+            *(text for kind in kinds for text in (kind.capitalize(), "95 %")),
+            "Majority",
+            "Metric",
+        ),
         tuple((*line[:4], *(text for kind in kinds for text in line[4][kind]), *line[5:]) for line in found),
         "Kept: share of the values of heads and MLPs, or of single values, that good keeps. Good or random: see “How to read the "
         "numbers”.",
         stubs=2,
         tasks=tuple(line[0] for line in found),
-    )  # fmt: skip
+    )
 
 
 def claims_table(study: Study) -> Table | None:
@@ -59,7 +66,8 @@ def claims_table(study: Study) -> Table | None:
         "Which claims hold",
         ("Claim", "Search", "Holds", "Fails", "Undecided"),
         tuple(rows),
-        "Holds: the whole 95 % interval over seeds lies on the claim’s side; fails: on the other; undecided: neither, or too few seeds. "
+        "Holds: the whole 95 % interval over seeds lies on the claim’s side; fails: on the other; undecided: neither, "
+        "or too few seeds. "
         "Of seeds that agree: p of the agreement, given sizes.",
         stubs=2,
     )
@@ -109,7 +117,8 @@ def compare_table(changes: Sequence[Change], names: tuple[str, str]) -> Table:
             )
             for one in ordered
         ),
-        "Each number is the difference that its conclusion is about, mean over seeds. Difference: the second study minus the first, "
+        "Each number is the difference that its conclusion is about, mean over seeds. Difference: the second study "
+        "minus the first, "
         "within the seeds that both have.",
         stubs=3,
         tasks=tuple(one.task for one in ordered),

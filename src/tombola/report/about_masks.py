@@ -53,22 +53,42 @@ def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             tasks.append(case.task)
     table = Table(
         "Tickets of different seeds",
-        ("Task", "Search", "Unit", "Fleiss kappa", "by chance", "Alpha", "Jaccard", "by chance", "p, given sizes", "Sizes",
-         "Undecided", "by chance", "Seeds"),
+        (
+            "Task",
+            "Search",
+            "Unit",
+            "Fleiss kappa",
+            "by chance",
+            "Alpha",
+            "Jaccard",
+            "by chance",
+            "p, given sizes",
+            "Sizes",
+            "Undecided",
+            "by chance",
+            "Seeds",
+        ),
         tuple(rows),
-        "Kappa: 1 = one mask in all seeds, 0 = chance; in brackets its 95 % interval over seeds (jackknife). Alpha: Krippendorff’s. "
+        "Kappa: 1 = one mask in all seeds, 0 = chance; in brackets its 95 % interval over seeds (jackknife). Alpha: "
+        "Krippendorff’s. "
         "p, given sizes: chance that masks of these sizes agree as much. Sizes: whether the shares that seeds keep differ "
-        "(Cochran’s Q), which says nothing of which parts they keep. Undecided: share of parts whose survival has a std of .45–.55.",
+        "(Cochran’s Q), which says nothing of which parts they keep. Undecided: share of parts whose survival has a "
+        "std of .45–.55.",
         stubs=3,
         tasks=tuple(tasks),
-    )  # fmt: skip
+    )
     return (
         Part(
-            anchor, "Stability", "Do seeds agree on which parts to keep?",
+            anchor,
+            "Stability",
+            "Do seeds agree on which parts to keep?",
             "Whether the tickets of a task’s seeds share more than their sizes explain.",
-            tables=(table,), experiment="s-prune", cells=_cells(cases), all_seeds=True,
+            tables=(table,),
+            experiment="s-prune",
+            cells=_cells(cases),
+            all_seeds=True,
         ),
-    )  # fmt: skip
+    )
 
 
 def importance_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -144,13 +164,20 @@ def task_overlap_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             tables.append(_pairs_table(search, unit, pairs))
         parts.append(
             Part(
-                f"{anchor}-{i}", f"Overlap, {search}", f"Do tasks share their tickets? {search}",
-                "Numbers: parts kept for both tasks, mean over matched seeds; on the diagonal the size of the ticket. Blue: more than "
+                f"{anchor}-{i}",
+                f"Overlap, {search}",
+                f"Do tasks share their tickets? {search}",
+                "Numbers: parts kept for both tasks, mean over matched seeds; on the diagonal the size of the ticket. "
+                "Blue: more than "
                 "masks of these sizes share by chance; orange: less; the stronger, the further from chance.",
-                figures=(tuple(drawn),), fold="All pairs, with chance and p", folded=tuple(tables), experiment="s-prune",
-                cells=tuple(sorted({t.cell for case in mine for t in case.good})), all_seeds=True,
+                figures=(tuple(drawn),),
+                fold="All pairs, with chance and p",
+                folded=tuple(tables),
+                experiment="s-prune",
+                cells=tuple(sorted({t.cell for case in mine for t in case.good})),
+                all_seeds=True,
             )
-        )  # fmt: skip
+        )
     return tuple(parts)
 
 
@@ -187,14 +214,22 @@ def _pairs_table(search: str, unit: str, pairs: dict[tuple[int, int], tuple[str,
         f"{unit} that two tasks share, {search}",
         ("Task", "and", "Shared", "by chance", "Ratio", "p, this much or more", "p, this much or less", "Seeds"),
         tuple(
-            (one, other, spread(it.shared, 1), number(it.expected_shared, 1), number(it.ratio), number(it.p_at_least),
-             number(it.p_at_most), str(it.shared.n_seeds))
+            (
+                one,
+                other,
+                spread(it.shared, 1),
+                number(it.expected_shared, 1),
+                number(it.ratio),
+                number(it.p_at_least),
+                number(it.p_at_most),
+                str(it.shared.n_seeds),
+            )
             for one, other, it in pairs.values()
         ),
         "Mean ± std over matched seeds. p: parts of one task renamed at random, in the same way for all of its seeds.",
         stubs=2,
         tasks=tuple((one, other) for one, other, _ in pairs.values()),
-    )  # fmt: skip
+    )
 
 
 def task_survival_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -226,11 +261,15 @@ def task_survival_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     shown = [case for case in study.cases if _structured(case) and not case.family]
     return (
         Part(
-            anchor, "Survival over tasks", "Which parts survive for how many tasks?",
+            anchor,
+            "Survival over tasks",
+            "Which parts survive for how many tasks?",
             "Fig. 15 of the paper. Shade: in how many tasks a part survives, mean over seeds; point at one for its numbers.",
-            figures=(tuple(drawn),), experiment="s-prune", cells=_cells(shown),
+            figures=(tuple(drawn),),
+            experiment="s-prune",
+            cells=_cells(shown),
         ),
-    )  # fmt: skip
+    )
 
 
 def _parts(ticket: TicketRow) -> list[float]:
@@ -283,15 +322,24 @@ def chosen_on_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "Seeds",
         ),
         tuple(rows),
-        "Jaccard: parts that both masks keep over parts that either keeps. Of two seeds: the same, for two models on the same rows.",
+        "Jaccard: parts that both masks keep over parts that either keeps. Of two seeds: the same, for two models on "
+        "the same rows.",
         stubs=4,
         tasks=tuple(tasks),
     )
     return (
-        Part(anchor, "Chosen on train rows", "Does it matter which rows a mask is chosen on?",
-             "If masks chosen on other rows of the same model agree no more than those of two seeds, the rows decide as much as the model.",
-             tables=(table,), experiment="mask-on-train", cells=_cells(used), all_seeds=True),
-    )  # fmt: skip
+        Part(
+            anchor,
+            "Chosen on train rows",
+            "Does it matter which rows a mask is chosen on?",
+            "If masks chosen on other rows of the same model agree no more than those of two seeds, the rows decide "
+            "as much as the model.",
+            tables=(table,),
+            experiment="mask-on-train",
+            cells=_cells(used),
+            all_seeds=True,
+        ),
+    )
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_masks, about_study
+from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -32,16 +32,16 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("tickets", "Tickets and controls", (about_study.bar_parts, about_study.versus_parts, about_study.epoch_parts)),
     ("seeds", "Do seeds and tasks agree?", (
         about_masks.stability_parts, about_masks.task_overlap_parts, about_masks.task_survival_parts,
-        about_masks.chosen_on_parts, about_study.super_parts, about_beside.crossed_parts,
+        about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts,
     )),
     ("search", "What searches go by", (about_masks.importance_parts,)),
-    ("sparsity", "How much can go", (about_study.sparsity_parts, about_study.joined_parts, about_study.matched_parts)),
-    ("modes", "What training owes to what", (about_study.mode_parts,)),
+    ("sparsity", "How much can go", (about_removal.sparsity_parts, about_variants.joined_parts, about_variants.matched_parts)),
+    ("modes", "What training owes to what", (about_variants.mode_parts,)),
     ("attention", "What heads look at", (about_beside.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
-    ("lesions", "What breaks the model", (about_study.lesion_parts,)),
-    ("settings-compared", "What settings change", (about_study.setting_parts,)),
+    ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
+    ("settings-compared", "What settings change", (about_variants.setting_parts,)),
     ("reference", "Beside published numbers", (about_beside.reference_parts,)),
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """What is concluded of each task and search, as a table of functions over its case, and how two studies differ in it.
 
-A conclusion is a difference over seeds and a mark it has to pass: it holds where the whole 95 % interval lies above the mark, fails
-where it lies below, and is undecided between; with one seed nothing is decided. Rows are not asked: the page's verdicts do that.
+A conclusion is a difference over seeds and a mark it has to pass: it holds where the whole 95 % interval lies above the mark,
+fails where it lies below, and is undecided between; with one seed nothing is decided. Rows are not asked: the page's verdicts
+do that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,18 +115,19 @@ CONCLUSIONS: Mapping[str, Conclusion] = {
     "good > random, pruned": Conclusion("good beats random as pruned", _minus("good", "random", "pruned")),
     "good > random, retrained": Conclusion("good beats random when trained again", _minus("good", "random", "retrained")),
     "good > bad, retrained": Conclusion("good beats bad when trained again", _minus("good", "bad", "retrained")),
-    "good matches full": Conclusion("good, trained again, loses at most a tenth of what full has above majority",
-                                    _matches("good", "full")),
+    "good matches full": Conclusion(
+        "good, trained again, loses at most a tenth of what full has above majority", _matches("good", "full")
+    ),
     "random as good as good": Conclusion("random, trained again, is at most as far behind good", _matches("random", "good")),
     "bad > majority": Conclusion("bad, trained again, beats the majority line", _beats_majority),
     "m smaller than s": Conclusion("m-pruning removes more than s-pruning", _smaller),
     "seeds agree on heads": Conclusion("seeds keep the same heads more than chance (kappa)", _seeds_agree("heads")),
     "seeds agree on MLPs": Conclusion("seeds keep the same MLPs more than chance (kappa)", _seeds_agree("MLPs")),
-}  # fmt: skip
+}
 
 
 def findings(study: Study) -> dict[str, dict[tuple[str, str], Finding]]:
-    """Conclusion → (task, search and whatever sets it apart) → what is found; conclusions that no case can speak to are left out."""
+    """Conclusion → (task, search and whatever sets it apart) → what is found; those that no case can speak to are left out."""
     found: dict[str, dict[tuple[str, str], Finding]] = {}
     for name, one in CONCLUSIONS.items():
         for case in study.cases:

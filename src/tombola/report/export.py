@@ -81,7 +81,8 @@ def standalone(figure: Figure) -> str:
     text = re.sub(r' data-[a-z]+="[^"]*"', "", figure.svg)
     text = text.replace('width="100%"', f'width="{WIDE}"', 1)
     size = 'xmlns="http://www.w3.org/2000/svg" font-family="Inter, Helvetica, Arial, sans-serif"'
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text.replace("<svg ", f"<svg {size} ", 1).replace(">", f"><style>{drawing_style()}</style>", 1)}\n'
+    text = text.replace("<svg ", f"<svg {size} ", 1).replace(">", f"><style>{drawing_style()}</style>", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
 
 
 WIDE = 720  # pixels of a chart that fills the page's width
