@@ -7,9 +7,11 @@ one way only: build → about_scores, about_tickets → words → cases; `figure
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from zlib import compress
 
 from tombola.errors import StoreError
 from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
@@ -26,6 +28,7 @@ from tombola.study.results import Results
 MANY_TASKS = 4  # are counted in the title
 MANY_CASES = 6  # open on demand
 MANY_WARNINGS = 24  # likewise
+LARGE = 1_200_000  # characters: a page that would be larger has its sections packed
 
 # Anchor, heading, and what stands under it; a part that these results have no rows for is left out.
 PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]]]]] = (
@@ -91,9 +94,11 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
     environment.filters["svg"] = Markup
     environment.filters["sha256"] = lambda text: b64encode(sha256(str(text).encode()).digest()).decode()
     environment.filters["task"] = lambda said: " ".join(ids.get(one, "") for one in ([said] if isinstance(said, str) else said))
+    environment.filters["pack"] = lambda text: b64encode(compress(str(text).encode(), 9)).decode()
     environment.filters["keys"] = lambda keys: " ".join(key[:8] for key in keys)
     style, script = (files("tombola.report").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return environment.get_template("page.html.j2").render(
+    page = partial(
+        environment.get_template("page.html.j2").render,
         style=f"\n{style}",
         script=f"\n{script}",
         quantiles=" ".join(f"{t_quantile(float(df)):.6f}" for df in range(1, 31)),
@@ -110,6 +115,8 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
         settings=_mapping_table("Settings of this study, as resolved", results.settings),
         provenance=_mapping_table("What the numbers were made from", results.provenance),
     )
+    plain: str = page(pack=False)
+    return plain if len(plain) <= LARGE else page(pack=True)
 
 
 def sections_of(study: Study) -> list[Section]:

@@ -30,7 +30,7 @@ class Live(str):
 
 def values(by_seed: BySeed) -> str:
     """As in "0:0.8125 1:0.79": the script reads it back."""
-    return " ".join(f"{seed}:{value:.10g}" for seed, value in by_seed.items())
+    return " ".join(f"{seed}:{value:.7g}" for seed, value in by_seed.items())
 
 
 def over(by_seed: BySeed) -> str:

@@ -65,10 +65,15 @@ const original = (element, read) => {
   return originals.get(element);
 };
 
+// The values behind a number: its own, those of the marks it is among, or those of the cell before it.
+const sourceOf = (element) => {
+  for (let at = element; at; at = at.tagName === "TD" ? at.previousElementSibling : at.parentElement) if (at.dataset.v) return at;
+  return null;
+};
 const redrawText = () => {
   for (const element of all("[data-f]")) {
     const first = original(element, () => element.textContent);
-    const source = element.closest("[data-v]");
+    const source = sourceOf(element);
     if (source) element.textContent = chosen.seeds ? written(element.dataset.f, estimate(known(source.dataset.v))) : first;
   }
 };
@@ -275,7 +280,8 @@ const open = (target) => {
   const inner = target.querySelector(":scope > details");
   if (inner && target.classList.contains("case")) inner.open = true;
 };
-const go = (anchor, focus = false) => {
+const go = async (anchor, focus = false) => {
+  if (anchor && !byId(anchor)) await unpackAll();
   const target = byId(anchor);
   if (!target) return;
   open(target);
@@ -292,13 +298,15 @@ const go = (anchor, focus = false) => {
 const tip = make("div", { id: "tip", role: "tooltip" });
 tip.hidden = true;
 document.body.append(tip);
-for (const title of all("svg title")) {
-  title.parentNode.setAttribute("data-tip", title.textContent);
-  title.remove();
-}
-for (const group of all("[data-tips]")) {
-  group.dataset.tips.split("\n\n").forEach((text, i) => { if (group.children[i]) group.children[i].dataset.tip = text; });
-}
+const tellTips = (root) => {
+  for (const title of all("svg title", root)) {
+    title.parentNode.setAttribute("data-tip", title.textContent);
+    title.remove();
+  }
+  for (const group of all("[data-tips]", root)) {
+    group.dataset.tips.split("\n\n").forEach((text, i) => { if (group.children[i]) group.children[i].dataset.tip = text; });
+  }
+};
 const place = (event) => {
   const cell = event.target.closest(".cell"), mark = cell || event.target.closest("[data-tip]");
   const text = cell ? tipOfCell(cell) : mark ? mark.dataset.tip : "";
@@ -351,48 +359,58 @@ const copy = async (text, button) => {
   button.textContent = "copied";
   setTimeout(() => { button.textContent = before; }, 1200);
 };
-for (const region of all(".scroll")) {
-  const table = region.querySelector("table"), tools = make("div", { class: "tools" });
-  const stubs = all("thead th.stub", table).length;
-  for (const [name, form] of Object.entries(FORMS)) {
-    const button = make("button", { type: "button", title: `Copy this table as ${name}` }, name);
-    button.addEventListener("click", () => copy(form(linesOf(table), stubs), button));
-    tools.append(button);
+const offerTables = (root) => {
+  for (const region of all(".scroll", root)) {
+    const table = region.querySelector("table"), tools = make("div", { class: "tools" });
+    const stubs = all("thead th.stub", table).length;
+    for (const [name, form] of Object.entries(FORMS)) {
+      const button = make("button", { type: "button", title: `Copy this table as ${name}` }, name);
+      button.addEventListener("click", () => copy(form(linesOf(table), stubs), button));
+      tools.append(button);
+    }
+    region.after(tools);
   }
-  region.after(tools);
-}
+};
 const standalone = (svg) => {
   const { width, height } = svg.getBoundingClientRect(), copied = svg.cloneNode(true);
   for (const one of all(".off", copied)) one.remove();
   copied.setAttribute("width", Math.round(width));
   copied.setAttribute("height", Math.round(height));
-  for (const one of all("[data-tip]", copied)) {
-    const title = svgElement("title");
-    title.textContent = one.dataset.tip;
-    one.prepend(title);
+  const painted = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "font-size",
+    "font-weight", "font-family", "text-anchor", "paint-order"];
+  const before = [svg, ...all("*", svg)].filter((one) => !one.closest(".off"));
+  [copied, ...all("*", copied)].forEach((one, i) => { // colours as they are seen, without a style sheet
+    const style = getComputedStyle(before[i]);
+    for (const name of painted) one.setAttribute(name, style.getPropertyValue(name));
+    if (one.dataset.tip) {
+      const title = svgElement("title");
+      title.textContent = one.dataset.tip;
+      one.prepend(title);
+    }
+    for (const { name } of [...one.attributes]) if (name.startsWith("data-") || name === "class") one.removeAttribute(name);
+  });
+  const ground = svgElement("rect");
+  for (const [name, value] of [["width", "100%"], ["height", "100%"], ["fill", getComputedStyle(document.body).backgroundColor]]) {
+    ground.setAttribute(name, value);
   }
-  for (const one of [copied, ...all("*", copied)]) {
-    for (const { name } of [...one.attributes]) if (name.startsWith("data-")) one.removeAttribute(name);
-  }
-  const style = svgElement("style");
-  style.textContent = document.querySelector("style").textContent.replace(/@media screen and \(prefers-color-scheme: dark\) \{[\s\S]*?\n\}/, "")
-    + "svg { font: 13px Inter, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif; background: var(--paper); overflow: hidden; }";
-  copied.prepend(style);
+  copied.prepend(ground);
   return `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(copied)}\n`;
 };
-for (const figure of all("figure")) {
-  const svg = figure.querySelector("svg");
-  if (!svg) continue;
-  const button = make("button", { type: "button", title: "Download this figure" }, "SVG");
-  button.addEventListener("click", () => {
-    const article = figure.closest("article"), number = all("figure", article).indexOf(figure) + 1;
-    const link = make("a", { download: `${article.id}-${number}.svg` });
-    link.href = URL.createObjectURL(new Blob([standalone(svg)], { type: "image/svg+xml" }));
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  });
-  figure.append(make("div", { class: "tools" }, button));
-}
+const offerFigures = (root) => {
+  for (const figure of all("figure", root)) {
+    const svg = figure.querySelector("svg");
+    if (!svg) continue;
+    const button = make("button", { type: "button", title: "Download this figure" }, "SVG");
+    button.addEventListener("click", () => {
+      const article = figure.closest("article"), number = all("figure", article).indexOf(figure) + 1;
+      const link = make("a", { download: `${article.id}-${number}.svg` });
+      link.href = URL.createObjectURL(new Blob([standalone(svg)], { type: "image/svg+xml" }));
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    figure.append(make("div", { class: "tools" }, button));
+  }
+};
 
 // -------------------------------------------------------------------------------------------------------------------- keys
 
@@ -429,8 +447,14 @@ byId("open-help").addEventListener("click", () => help.showModal());
 
 // ------------------------------------------------------------------------------------------------------------------- start
 
-for (const group of all("[data-heat]")) buildMap(group);
-for (const holder of all(".steps")) {
+const begin = (root) => {
+  tellTips(root);
+  for (const group of all("[data-heat]", root)) buildMap(group);
+  for (const holder of all(".steps", root)) beginSteps(holder);
+  offerTables(root);
+  offerFigures(root);
+};
+const beginSteps = (holder) => {
   const article = holder.closest("article"), groups = all(".histogram", article);
   for (const group of groups) group.found = stepsOf(group);
   const seeds = [...new Set(groups.flatMap((group) => [...group.found.keys()]))];
@@ -441,7 +465,21 @@ for (const holder of all(".steps")) {
   slider.value = "0";
   for (const one of [slider, holder.querySelector("select")]) one.addEventListener("input", () => showStep(article));
   holder.hidden = false;
-}
+};
+// Sections of a large page are packed; those in sight are opened at the start, others with their details.
+const unpack = async (holder) => {
+  if (!holder.dataset.packed) return;
+  const bytes = Uint8Array.from(atob(holder.dataset.packed), (c) => c.charCodeAt(0));
+  delete holder.dataset.packed;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  holder.innerHTML = await new Response(stream).text();
+  begin(holder);
+};
+const unpackAll = async (from = document) => {
+  const holders = all("[data-packed]", from);
+  await Promise.all(holders.map(unpack));
+  if (holders.length) apply();
+};
 if (filter) {
   filter.hidden = boxes("tasks").length < 2 && boxes("seeds").length < 2;
   filter.addEventListener("change", () => { apply(); remember(hashParts()[0]); });
@@ -457,5 +495,14 @@ addEventListener("hashchange", () => {
   else if (chosen.tasks || chosen.seeds) remember(anchor); // a link to a section keeps the choice
   go(anchor);
 });
-recall();
-if (hashParts()[0]) go(hashParts()[0]);
+const start = async () => {
+  begin(document);
+  for (const details of all("details:has(> [data-packed])")) {
+    details.addEventListener("toggle", () => { if (details.open) unpackAll(details); });
+  }
+  await Promise.all(all("section > [data-packed]").map(unpack));
+  recall();
+  if (hashParts()[0]) go(hashParts()[0]);
+  document.documentElement.dataset.ready = "";
+};
+start();
