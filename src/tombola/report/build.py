@@ -163,7 +163,9 @@ def _facts(study: Study) -> str:
     searches = list(dict.fromkeys(case.search for case in study.cases if case.search and case.settings and not case.family))
     said = [models, count(len(study.tasks), "task"), count(len(study.seeds), "seed")]
     said += [f"preset{'s' if len(presets) > 1 else ''} {listed(presets)}"] if presets else []
-    said += [listed(searches[:6]) + (" and others" if len(searches) > 6 else "")] if searches else []
+    said += (
+        ["; ".join(dict.fromkeys("one-shot" if name.startswith("one-shot") else name for name in searches))] if searches else []
+    )
     said += [str(study.results.provenance[name]) for name in ("cost",) if name in study.results.provenance]
     return " · ".join(said)
 

@@ -28,6 +28,7 @@ UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
 COLUMNS: Mapping[str, str] = {"neurons": "neurons", "layers": "layer"}
 SEED_AND_DRAW = attrgetter("seed", "draw")
 AS_FOUND = "as found"
+OF_SEARCH = {"method", "procedure", "criterion", "sparsity", "scope"}  # settings that the name of a search says
 PROCEDURES: Mapping[str, str] = {"joint": "s-prune", "heads": "s-prune, heads only", "mlps": "s-prune, MLPs only"}
 
 Rows = Sequence[ScoreRow | TicketRow]
@@ -148,6 +149,7 @@ class Case:
     task: str = ""  # without what sets its runs apart
     settings: Mapping[str, Any] = field(default_factory=dict)
     differing: Mapping[str, str] = field(default_factory=dict)  # from other runs of the task
+    unusual: Mapping[str, str] = field(default_factory=dict)  # those that most runs of the task have otherwise
 
     @property
     def search(self) -> str:
@@ -163,8 +165,8 @@ class Case:
     @property
     def label(self) -> str:
         """What sets it apart from other runs of its task: search, family, then any other setting."""
-        named = {"method", "procedure", "criterion", "sparsity", "scope"} & self.differing.keys()
-        other = [f"{name}={value}" for name, value in self.differing.items() if name not in (*named, "mask")]
+        named = OF_SEARCH & self.differing.keys()
+        other = [f"{name}={value}" for name, value in self.unusual.items()]
         return ", ".join([*([self.search] if named or self.family else []), *([self.family] if self.family else []), *other])
 
     @property
@@ -254,11 +256,24 @@ def cases_of(results: Results) -> tuple[Case, ...]:
     short = {task: task.partition(":")[0] for task in {case.task for case in cases}}
     if len(set(short.values())) == len(short):  # the options of a task are said in its warnings and settings
         cases = [replace(case, task=short[case.task]) for case in cases]
+    cases = [replace(case, unusual=_unusual(case, [one for one in cases if one.task == case.task])) for case in cases]
     titles = [
         " · ".join([case.task, *([model] if several else []), *([case.label] if case.label else [])])
         for case, (model, _) in zip(cases, names, strict=True)
     ]
     return tuple(replace(case, title=title) for case, title in zip(cases, titles, strict=True))
+
+
+def _unusual(case: Case, peers: Sequence[Case]) -> dict[str, str]:
+    """The settings of a case that are not those of more than half of the runs of its task that have them."""
+    found = {}
+    for name, value in case.differing.items():
+        if name in OF_SEARCH or name == "mask":
+            continue
+        every = [one.differing[name] for one in peers if name in one.differing]
+        if every.count(value) * 2 <= len(every):
+            found[name] = value
+    return found
 
 
 def search_name(settings: Mapping[str, Any], tickets: Sequence[TicketRow] = ()) -> str:
@@ -349,10 +364,15 @@ class Study:
         return tuple(sorted({seed for case in self.cases for seed in case.seeds}))
 
     def by_search(self, wanted: Callable[[Case], object]) -> dict[str, tuple[Case, ...]]:
-        """What sets them apart → cases of all tasks that were run alike, in the order of SEARCH_ORDER; those that are wanted."""
+        """What sets them apart → cases of all tasks that were run alike, in the order of SEARCH_ORDER; those that are wanted.
+
+        Where some were run as most are, those that were not are left out: `about_variants.setting_parts` has them.
+        """
         found: dict[str, list[Case]] = {}
-        for case in self.cases:
-            if wanted(case):
+        fit = [case for case in self.cases if wanted(case)]
+        usual = {case.task for case in fit if not case.unusual}
+        for case in fit:
+            if not case.unusual or case.task not in usual:
                 found.setdefault(case.label or case.search, []).append(case)
         order = sorted(found, key=lambda label: (_search_place(found[label][0].search), label))
         return {label: tuple(found[label]) for label in order}

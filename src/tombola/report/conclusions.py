@@ -131,7 +131,7 @@ def findings(study: Study) -> dict[str, dict[tuple[str, str], Finding]]:
     found: dict[str, dict[tuple[str, str], Finding]] = {}
     for name, one in CONCLUSIONS.items():
         for case in study.cases:
-            if not case.family and (finding := one.of(case, study)) is not None:
+            if not case.family and case.good and (finding := one.of(case, study)) is not None:
                 found.setdefault(name, {})[case.task, case.label or case.search] = finding
     return found
 

@@ -16,12 +16,27 @@ from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.study.results import KINDS, TicketRow
 
 NONE, GLUE = "—", "\N{NO-BREAK SPACE}"
+MANY = 4  # runs are counted, not named
 
 
 def verdict(cases: Sequence[Case]) -> str:
     """Whether it matters which parts are kept: in full for one case, counted by outcome for several."""
     if len(cases) == 1:
         return case_verdict(cases[0])
+    plain = [case for case in cases if not case.family and not case.unusual] or list(cases)
+    by_search: dict[str, list[Case]] = {}
+    for case in plain:
+        if case.comparisons:
+            by_search.setdefault(case.search if case.label else "", []).append(case)
+    if len(by_search) > 1 and all(len(found) > 1 for found in by_search.values()):
+        return " ".join(
+            f"{search}: {said[0].lower()}{said[1:]}" for search, found in by_search.items() for said in [_counted(found)]
+        )
+    return _counted(plain)
+
+
+def _counted(cases: Sequence[Case]) -> str:
+    """How many tasks have which outcome."""
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
     outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
@@ -75,9 +90,19 @@ def warnings(said: Sequence[str], cases: Sequence[Case]) -> dict[str, tuple[str,
             titles.setdefault(text, []).append(case.title)
     found: dict[str, tuple[str, ...]] = {"": tuple(everywhere)} if everywhere else {}
     for text, where in titles.items():
-        heading = listed(where) if len(cases) > 1 else ""
+        heading = _where(where, cases) if len(cases) > 1 else ""
         found[heading] = (*found.get(heading, ()), text)
     return found
+
+
+def _where(titles: Sequence[str], cases: Sequence[Case]) -> str:
+    """Those titles, or how many runs of which tasks where they are many."""
+    if len(titles) <= MANY:
+        return listed(titles)
+    tasks = list(dict.fromkeys(case.task for case in cases if case.title in titles))
+    if len(titles) == len(cases):
+        return "All runs"
+    return f"{len(titles)} runs of {listed(tasks)}"
 
 
 def _sentence(it: Comparison) -> str:
