@@ -1,9 +1,7 @@
 """The page read back as a reader would: as text and tables, and in a real browser."""
 
-import os
 import random
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -550,29 +548,6 @@ def test_a_folder_is_no_page(tmp_path: Path) -> None:
 
 
 # The browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "chromium and chromedriver are not on the PATH: install the packages chromium and chromium-driver"
-        if os.environ.get("TOMBOLA_BROWSER_REQUIRED"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
 
 
 @pytest.fixture(scope="module")

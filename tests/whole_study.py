@@ -1,4 +1,4 @@
-"""Made-up results of a whole study: every experiment of Prasanna et al. 2020 on any number of tasks and seeds, as `collect` hands them on."""
+"""Made-up results of a whole study, as `collect` hands them on: the experiments of Prasanna et al. 2020 on any tasks and seeds."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,16 @@ from tombola.study.prasanna2020 import CUTS
 from tombola.study.results import ImportanceStep, PathStep, Results, ScoreRow, TicketRow, Variant
 
 GLUE = {  # task: (metric, rows, majority, dense score)
-    "cola": ("matthews", 1043, 0.0, 0.56), "sst2": ("accuracy", 872, 0.509, 0.926), "mrpc": ("accuracy", 408, 0.684, 0.839),
-    "qqp": ("accuracy", 40430, 0.632, 0.909), "stsb": ("pearson", 1500, 0.0, 0.887), "mnli": ("accuracy", 9815, 0.354, 0.845),
-    "qnli": ("accuracy", 5463, 0.505, 0.915), "rte": ("accuracy", 277, 0.527, 0.632), "wnli": ("accuracy", 71, 0.563, 0.338),
-}  # fmt: skip
+    "cola": ("matthews", 1043, 0.0, 0.56),
+    "sst2": ("accuracy", 872, 0.509, 0.926),
+    "mrpc": ("accuracy", 408, 0.684, 0.839),
+    "qqp": ("accuracy", 40430, 0.632, 0.909),
+    "stsb": ("pearson", 1500, 0.0, 0.887),
+    "mnli": ("accuracy", 9815, 0.354, 0.845),
+    "qnli": ("accuracy", 5463, 0.505, 0.915),
+    "rte": ("accuracy", 277, 0.527, 0.632),
+    "wnli": ("accuracy", 71, 0.563, 0.338),
+}
 LOST = {"good": 0.08, "random": 0.3, "bad": 0.42, "strict-bad": 0.45, "inverted": 0.5, "inverted-revived": 0.45}
 SEARCHES: dict[str, dict[str, Any]] = {
     "s-prune": {"method": "s-prune", "procedure": "joint"},
@@ -65,15 +71,29 @@ class Maker:
             if metric == "accuracy":
                 value = round(value * rows) / rows
             self.scores.append(
-                ScoreRow(cell=cell, model="bert-base-uncased", task=name, seed=seed, kind=kind, stage=stage, draw=draw, split=split,
-                         role=role, metric=metric, value=value, n=rows, majority=majority, **more)
-            )  # fmt: skip
+                ScoreRow(
+                    cell=cell,
+                    model="bert-base-uncased",
+                    task=name,
+                    seed=seed,
+                    kind=kind,
+                    stage=stage,
+                    draw=draw,
+                    split=split,
+                    role=role,
+                    metric=metric,
+                    value=value,
+                    n=rows,
+                    majority=majority,
+                    **more,
+                )
+            )
 
     def masks(self, seed: int, kept_heads: int, kept_mlps: int) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
         """Heads that like the middle layers, so that seeds and tasks agree somewhat."""
         units = [(layer, head) for layer in range(self.layers) for head in range(self.heads)]
-        liked = lambda unit: self.draw.random() + 0.5 * ((unit[0] * 7 + unit[1] * 5) % 3 == 0)  # noqa: E731
-        kept = set(sorted(units, key=liked, reverse=True)[:kept_heads])
+        liked = {unit: self.draw.random() + 0.5 * ((unit[0] * 7 + unit[1] * 5) % 3 == 0) for unit in units}
+        kept = set(sorted(units, key=lambda unit: liked[unit], reverse=True)[:kept_heads])
         mlps = sorted(range(self.layers), key=lambda layer: self.draw.random() + 0.4 * (2 < layer < 9), reverse=True)[:kept_mlps]
         return (
             tuple(tuple(float((layer, head) in kept) for head in range(self.heads)) for layer in range(self.layers)),
@@ -92,10 +112,24 @@ class Maker:
             mlps, values = tuple(round(self.draw.uniform(0.4, 0.6), 4) for _ in mlps), (kept, VALUES)
         share = kept / VALUES if values else (kept_heads + 24 * kept_mlps) / (n + 24 * self.layers)
         row = TicketRow(
-            cell=self.cell(), model="bert-base-uncased", task=name, seed=seed, kind=kind, draw=draw, heads=heads, mlps=mlps,
-            body_share=share, total_share=0.22 + 0.78 * share, values=values, scope="prasanna2020" if values else "heads+mlps",
-            shared_with_good={"values": kept // 2} if values else {}, search=search, family="as found", preset="corrected", **more,
-        )  # fmt: skip
+            cell=self.cell(),
+            model="bert-base-uncased",
+            task=name,
+            seed=seed,
+            kind=kind,
+            draw=draw,
+            heads=heads,
+            mlps=mlps,
+            body_share=share,
+            total_share=0.22 + 0.78 * share,
+            values=values,
+            scope="prasanna2020" if values else "heads+mlps",
+            shared_with_good={"values": kept // 2} if values else {},
+            search=search,
+            family=str(self.variants[name].settings["mask"]),
+            preset="corrected",
+            **more,
+        )
         self.tickets.append(row)
         return row
 
@@ -171,24 +205,46 @@ class Maker:
     def cuts(self, task: str, seed: int) -> None:
         name = self.variant(task, **SEARCHES["s-prune"])
         metric, n, majority, dense = GLUE[task]
-        places = {"all": [""], "each": [f", layer {i}" for i in range(self.layers)],
-                  "pairs": [f", layers {i}-{i + 1}" for i in range(self.layers - 1)]}  # fmt: skip
+        places = {
+            "all": [""],
+            "each": [f", layer {i}" for i in range(self.layers)],
+            "pairs": [f", layers {i}-{i + 1}" for i in range(self.layers - 1)],
+        }
         for cuts in CUTS.values():
             for cut in cuts:
                 cell = self.cell()
                 for place in places[cut.where]:
                     value = dense - self.draw.random() * (0.4 if not place else 0.08)
                     self.lesions.append(
-                        ScoreRow(cell=cell, model="bert-base-uncased", task=name, seed=seed, kind="lesion", stage="pruned", draw=0,
-                                 split="validation", role="report", metric=metric, value=value, n=n, majority=majority,
-                                 lesion=f"{cut}{place}")
-                    )  # fmt: skip
+                        ScoreRow(
+                            cell=cell,
+                            model="bert-base-uncased",
+                            task=name,
+                            seed=seed,
+                            kind="lesion",
+                            stage="pruned",
+                            draw=0,
+                            split="validation",
+                            role="report",
+                            metric=metric,
+                            value=value,
+                            n=n,
+                            majority=majority,
+                            lesion=f"{cut}{place}",
+                        )
+                    )
 
     def looks(self, task: str, seed: int) -> None:
         """Attention, landscape, groups, and the crossed design."""
         name = self.variant(task, **SEARCHES["s-prune"])
-        said = {"f1": 0.81, "split": "validation", "norm_map_weight": "out_projection", "map_inputs": "full_real_tokens",
-                "map_preprocess": "same", "pattern_split": "stratified_kfold"}  # fmt: skip
+        said = {
+            "f1": 0.81,
+            "split": "validation",
+            "norm_map_weight": "out_projection",
+            "map_inputs": "full_real_tokens",
+            "map_preprocess": "same",
+            "pattern_split": "stratified_kfold",
+        }
         for weights in ("fine_tuned", *(["pretrained"] if seed == self.seeds[0] else [])):
             for kind in ("raw", "weighted"):
                 cell = self.cell()
@@ -198,39 +254,89 @@ class Maker:
                         counts, n = dict(zip(CLASSES, drawn, strict=True)), sum(drawn)
                         self.beside["attention"].append(
                             AttentionRow(
-                                cell=cell, model="bert-base-uncased", task=name, seed=seed if weights == "fine_tuned" else None,
-                                weights=weights, kind=kind, layer=layer, run=0, head=head, n=n, unclassified=0, counts=counts,
+                                cell=cell,
+                                model="bert-base-uncased",
+                                task=name,
+                                seed=seed if weights == "fine_tuned" else None,
+                                weights=weights,
+                                kind=kind,
+                                layer=layer,
+                                run=0,
+                                head=head,
+                                n=n,
+                                unclassified=0,
+                                counts=counts,
                                 shares={c: k / n for c, k in counts.items()} if n else {},
-                                means={"entropy": self.draw.random(), "distance": 3.0, "mass_cls": 0.2, "mass_sep": 0.3}, **said,
+                                means={"entropy": self.draw.random(), "distance": 3.0, "mass_cls": 0.2, "mass_sep": 0.3},
+                                **said,
                             )
-                        )  # fmt: skip
+                        )
         for kind in ("full", "good", "random", "bad"):
             line = kind != "full"
             at = (0.0, 0.25, 0.5, 0.75, 1.0) if line else ()
             losses = tuple(0.4 + self.draw.random() * 0.1 + 0.3 * x * (1 - x) for x in at)
             for role, split in (("train", "train"), ("report", "validation")):
                 self.beside["landscape"].append(
-                    LandscapeRow(cell=self.cell(), model="bert-base-uncased", task=name, seed=seed, kind=kind, draw=0, role=role,
-                                 split=split, n=500, loss=0.4, at=at, losses=losses, over_line=0.05 if line else None,
-                                 over_ends=0.02 if line else None, barrier_at=0.5 if line else None, sharpness=self.draw.random(),
-                                 rises=(0.1, 0.2), radius=0.05, search="s-prune" if line else "")
-                )  # fmt: skip
+                    LandscapeRow(
+                        cell=self.cell(),
+                        model="bert-base-uncased",
+                        task=name,
+                        seed=seed,
+                        kind=kind,
+                        draw=0,
+                        role=role,
+                        split=split,
+                        n=500,
+                        loss=0.4,
+                        at=at,
+                        losses=losses,
+                        over_line=0.05 if line else None,
+                        over_ends=0.02 if line else None,
+                        barrier_at=0.5 if line else None,
+                        sharpness=self.draw.random(),
+                        rises=(0.1, 0.2),
+                        radius=0.05,
+                        search="s-prune" if line else "",
+                    )
+                )
             if task == "mnli":
                 for group in ("lexical overlap", "subsequence", "constituent"):
                     self.beside["subgroups"].append(
-                        SubgroupRow(cell=self.cell(), model="bert-base-uncased", task=name, seed=seed, kind=kind,
-                                    stage="retrained" if line else "full", draw=0, split="hans", role="challenge", group=group,
-                                    metric="accuracy", value=0.5 + self.draw.random() / 5, n=10000, majority=0.5)
-                    )  # fmt: skip
+                        SubgroupRow(
+                            cell=self.cell(),
+                            model="bert-base-uncased",
+                            task=name,
+                            seed=seed,
+                            kind=kind,
+                            stage="retrained" if line else "full",
+                            draw=0,
+                            split="hans",
+                            role="challenge",
+                            group=group,
+                            metric="accuracy",
+                            value=0.5 + self.draw.random() / 5,
+                            n=10000,
+                            majority=0.5,
+                        )
+                    )
         if seed == self.seeds[0]:
             for a in (0, 1):
                 for b in (0, 1):
                     for c in (0, 1):
                         heads, mlps = self.masks(seed, self.layers * self.heads // 2, self.layers // 2)
                         self.beside["crossed"].append(
-                            CrossedMask(cell=self.cell(), model="bert-base-uncased", task=name, search="s-prune", head_seed=a,
-                                        data_seed=b, dropout_seed=c, heads=heads, mlps=mlps)
-                        )  # fmt: skip
+                            CrossedMask(
+                                cell=self.cell(),
+                                model="bert-base-uncased",
+                                task=name,
+                                search="s-prune",
+                                head_seed=a,
+                                data_seed=b,
+                                dropout_seed=c,
+                                heads=heads,
+                                mlps=mlps,
+                            )
+                        )
 
     def samples(self, task: str) -> None:
         name = self.variant(task, **SEARCHES["s-prune"])
@@ -239,10 +345,24 @@ class Maker:
                 for label in CLASSES:
                     pixels = tuple(tuple(255 if i == j else self.draw.randint(0, 60) for j in range(32)) for i in range(32))
                     self.beside["map_samples"].append(
-                        MapSample(cell=self.cell(), model="bert-base-uncased", task=name, seed=None, weights=weights, kind=kind,
-                                  name=f"{kind}-{label}", layer=3, run=0, head=4, tokens=32, probability=0.9, row="dev-1", label=label,
-                                  pixels=pixels)
-                    )  # fmt: skip
+                        MapSample(
+                            cell=self.cell(),
+                            model="bert-base-uncased",
+                            task=name,
+                            seed=None,
+                            weights=weights,
+                            kind=kind,
+                            name=f"{kind}-{label}",
+                            layer=3,
+                            run=0,
+                            head=4,
+                            tokens=32,
+                            probability=0.9,
+                            row="dev-1",
+                            label=label,
+                            pixels=pixels,
+                        )
+                    )
 
 
 def whole_study(
@@ -254,9 +374,16 @@ def whole_study(
         maker.task(task)
     beside = {name: tuple(rows) for name, rows in maker.beside.items()}
     return Results(
-        tuple(maker.scores), tuple(maker.tickets), {"preset": "corrected", "floor": 0.9}, {"tombola": "0.1.0", "cost": "31.2 device-hours"},
-        (), tuple(maker.lesions), variants=maker.variants, command="tombola study run prasanna2020", **beside,
-    )  # fmt: skip
+        tuple(maker.scores),
+        tuple(maker.tickets),
+        {"preset": "corrected", "floor": 0.9},
+        {"tombola": "0.1.0", "cost": "31.2 device-hours"},
+        (),
+        tuple(maker.lesions),
+        variants=maker.variants,
+        command="tombola study run prasanna2020",
+        **beside,
+    )
 
 
 def only(results: Results, seeds: Sequence[int]) -> Results:

@@ -56,7 +56,10 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         for (one, task), mine in by_task.items():
             if one != kind:
                 continue
-            stacks = [_stack(row) for row in mine if row.n_maps]
+            first = {
+                (row.maps.weights, row.which): row for row in reversed(mine) if row.n_maps
+            }  # of one search under one setting
+            stacks = [_stack(row) for row in mine if first.get((row.maps.weights, row.which)) is row]
             svg = charts.stacked(stacks, label=f"Patterns of {MAPS[kind]} maps, {task}; the table has the numbers")
             drawn.append(Figure(f"{task}, {MAPS[kind]} maps", svg, "", natural=True, task=_task(study, task)))
         figures.append(tuple(drawn))
@@ -66,7 +69,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             row.maps.task,
             WEIGHTS.get(row.maps.weights, row.maps.weights),
             MAPS.get(row.maps.kind, row.maps.kind),
-            row.which,
+            f"{row.which} {row.case.variant}".strip() if row.case else row.which,
             *(spread(share) for share in row.shares.values()),
             *(spread(row.means[name], 2) if name in row.means else NONE for name in names),
             str(row.n_heads),

@@ -37,7 +37,7 @@ def sparsity_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         steps = [case for case in of_task if case.settings.get("method") == "one-shot" and case.report and not case.family]
         paths = [case for case in of_task if case.good and any(t.values and t.path for t in case.good) and not case.family]
         curves: dict[tuple[str, str], list[Point]] = {}
-        for case in sorted(steps, key=lambda one: float(one.settings.get("sparsity", 0))):
+        for case in sorted(steps, key=_by_criterion):
             sparsity, criterion = float(case.settings["sparsity"]), str(case.settings.get("criterion", ""))
             for stage in STAGES:
                 if case.report and (group := case.report.group("good", stage)):
@@ -87,6 +87,10 @@ def sparsity_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             cells=cells_of(used),
         ),
     )
+
+
+def _by_criterion(case: Case) -> tuple[str, float]:
+    return str(case.settings.get("criterion", "")), float(case.settings.get("sparsity", 0))
 
 
 def _curve_css(name: str) -> str:

@@ -77,7 +77,7 @@ def versus_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     used: list[Case] = []
     for case in study.cases:
         split = case.report
-        if split is None or case.family:
+        if split is None or case.family or case.unusual:
             continue
         wanted = [one for one in split.groups if _is_beside(one)]
         if not wanted:

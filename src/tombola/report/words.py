@@ -30,13 +30,15 @@ def verdict(cases: Sequence[Case]) -> str:
             by_search.setdefault(case.search if case.label else "", []).append(case)
     if len(by_search) > 1 and all(len(found) > 1 for found in by_search.values()):
         return " ".join(
-            f"{search}: {said[0].lower()}{said[1:]}" for search, found in by_search.items() for said in [_counted(found)]
+            f"{search}: {said[0].lower()}{said[1:]}"
+            for search, found in by_search.items()
+            for said in [_counted(found, brief=True)]
         )
     return _counted(plain)
 
 
-def _counted(cases: Sequence[Case]) -> str:
-    """How many tasks have which outcome."""
+def _counted(cases: Sequence[Case], *, brief: bool = False) -> str:
+    """How many tasks have which outcome; and, of few, the scores behind it."""
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
     outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
@@ -46,7 +48,7 @@ def _counted(cases: Sequence[Case]) -> str:
         None: "good and random tickets cannot be compared",
     }
     said = [f"In {outcomes[ahead]} of {count(len(compared), 'task')} {text}." for ahead, text in words.items() if outcomes[ahead]]
-    if len(compared) <= 3:  # more are better read in the table
+    if len(compared) <= 3 and not brief:  # more are better read in the table
         said += [
             f"{title}, {it.stage}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
             f"({it.split.metric.replace('_', '-')} on {it.split.name}, {rows_of(it.split)} rows, {sample(it.random.rows)})."
