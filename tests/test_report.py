@@ -1,9 +1,7 @@
 """The page read back as a reader would: as text and tables, and in a real browser."""
 
-import os
 import random
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -196,7 +194,21 @@ def test_sizes_overlap_and_kappa_are_those_worked_by_hand() -> None:
     assert read.table("Good tickets of two seeds")[1][:3] == ["1 and 2", "heads", "1"]
 
 
-def test_heat_map_cell_tells_layer_head_share_seeds_and_importance() -> None:
+def heat_maps(html: str) -> list[dict[str, Any]]:
+    """What each heat map of a page holds for the script, and the shades that stand in it without."""
+    found = []
+    for data, drawn in re.findall(r'<g class="cells[^"]*" ([^>]*)>(.*?)</g>', html, flags=re.DOTALL):
+        told = dict(re.findall(r'data-(\w+)="([^"]*)"', data))
+        seeds = dict(one.split(":") for one in told["v"].split(";"))
+        shades: dict[tuple[int, int], float] = {}
+        for path, shade in re.findall(r'<path d="([^"]*)" (?:fill-opacity="([\d.]+)"|class="none")/>', drawn):
+            shades |= {(int(y), int(x)): float(shade) if shade else -1.0 for x, y in re.findall(r"M(\d+) (\d+)h", path)}
+        values = {int(seed): [float(value) for value in text.split(",")] for seed, text in seeds.items()}
+        found.append({"told": told, "by_seed": values, "shades": [shades[place] for place in sorted(shades)]})
+    return found
+
+
+def test_heat_maps_hold_what_each_seed_keeps_and_show_the_share_of_seeds() -> None:
     importance = ((0.1, 0.2), (0.3, 0.4))
     rows = [
         ticket("good", ["xx", ".."], "x.", head_importance=importance, mlp_importance=(1.0, 2.0)),
@@ -204,24 +216,16 @@ def test_heat_map_cell_tells_layer_head_share_seeds_and_importance() -> None:
         ticket("random", ["x.", ".."], "x."),
         ticket("random", [".x", ".."], "x.", draw=1),
     ]
-    html = render(results(*rows))
-    titles = Page(html).titles
-    assert len(titles) == 3 * 2 * 3  # maps of good, importance, random; layers; two heads and an MLP
-    assert titles[1].splitlines() == [
-        "layer 0 · head 1 · good",
-        "survival 0.500 (2 seeds)",
-        "seed 1: kept",
-        "seed 70: removed",
-        "importance 0.3 (mean of 2 seeds)",
-    ]
-    assert titles[2].startswith("layer 0 · MLP · good\nsurvival 1.000 (2 seeds)")
-    assert titles[6 + 4].splitlines() == [
-        "layer 1 · head 1", "importance 0.5 (mean of 2 seeds)", "seed 1: 0.4", "seed 70: 0.6", "survival in good 0.000 (2 seeds)",
-    ]  # fmt: skip
-    assert "survival 0.500 (1 seed × 2 draws)\nseed 1: kept in 1 of 2 draws" in titles[12]
-    shades = [float(shade) for shade in re.findall(r'class="cell (?:survival|importance)" fill-opacity="([\d.]+)"', html)]
-    assert shades[:6] == [1.0, 0.5, 1.0, 0.0, 0.0, 0.0]
-    assert shades[6:12] == [0.4, 0.6, 0.667, 0.8, 1.0, 1.0]  # heads and MLPs on scales of their own
+    good, raw, random_ = heat_maps(render(results(*rows)))
+    # heads of layer 0, heads of layer 1, then the MLPs
+    assert good["by_seed"] == {1: [1, 1, 0, 0, 1, 0], 70: [1, 0, 0, 0, 1, 0]}
+    assert random_["by_seed"] == {1: [0.5, 0.5, 0, 0, 1, 0]}, "a seed's draws are averaged within it"
+    assert good["told"]["name"] == "good" and good["told"]["heads"] == "2" and good["told"]["layers"] == "2"
+    # in the order of the picture: a layer's heads, then its MLP
+    assert good["shades"] == [1.0, 0.5, 1.0, 0.0, 0.0, 0.0]
+    assert raw["shades"] == [0.4, 0.6, 0.67, 0.8, 1.0, 1.0], "heads and MLPs on scales of their own"
+    stored = [one.split(":")[1].split(",") for one in raw["told"]["raw"].split(";")]
+    assert [list(map(float, one)) for one in stored] == [[0.1, 0.2, 0.3, 0.4, 1.0, 2.0], [0.3, 0.4, 0.5, 0.6, 3.0, 4.0]]
 
 
 # Verdict and warnings
@@ -486,7 +490,7 @@ def test_dot_chart_puts_values_in_proportion_along_its_axis() -> None:
     dots = tuple(figures.Dot(value, (value,), "dot") for value in (0.2, 0.3, 0.6))
     row = figures.DotRow("", "good", "good", "text", 0.3, None, dots)
     svg = figures.dot_chart([row], [figures.Line("majority", "majority", 0.5)], label="chart")
-    x = [float(value) for value in re.findall(r'class="dot good" cx="([\d.]+)%"', svg)]
+    x = [float(value) for value in re.findall(r'class="dot" cx="([\d.]+)%"', svg)]
     assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx(4, abs=0.01)
     line = float(re.findall(r'class="majority" x1="([\d.]+)%"', svg)[0])
     assert (line - x[0]) / (x[1] - x[0]) == pytest.approx(3, abs=0.01)
@@ -509,12 +513,13 @@ def test_search_path_follows_what_passed_and_marks_what_was_rolled_back() -> Non
         for i, (value, passed) in enumerate(trials)
     ]
     svg = figures.path_chart(dots, 0.8, label="path")
-    lines = re.findall(r'class="(path[ \w]*)" x1="([\d.]+)%" y1="([\d.]+)" x2="([\d.]+)%" y2="([\d.]+)"', svg)
-    assert [line[0] for line in lines] == ["path failed", "path"]
-    assert lines[0][1:3] == lines[1][1:3]  # both trials start from the first mask
-    floor = float(re.findall(r'class="floor" x1="14%" x2="100%" y1="([\d.]+)"', svg)[0])
-    assert float(lines[1][4]) < floor < float(lines[0][4])  # y grows downwards
+    step = r'class="path (failed|passed)" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"'
+    lines = {css: list(map(float, ends)) for css, *ends in re.findall(step, svg)}
+    assert lines["failed"][:2] == lines["passed"][:2]  # both trials start from the first mask
+    floor = float(re.findall(r'class="floor" [^>]*y1="([\d.]+)"', svg)[0])
+    assert lines["passed"][3] < floor < lines["failed"][3]  # y grows downwards
     assert "floor 0.800" in svg
+    assert 'data-tips="trial 0\n\ntrial 1\n\ntrial 2"' in svg
 
 
 # The file
@@ -543,29 +548,6 @@ def test_a_folder_is_no_page(tmp_path: Path) -> None:
 
 
 # The browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "chromium and chromedriver are not on the PATH: install the packages chromium and chromium-driver"
-        if os.environ.get("TOMBOLA_BROWSER_REQUIRED"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
 
 
 @pytest.fixture(scope="module")
@@ -610,7 +592,7 @@ def test_browser_shows_the_numbers_of_the_score_table(opened: Any) -> None:
 def test_browser_shows_a_tooltip_over_a_heat_map_cell_and_hides_it_again(opened: Any) -> None:
     from selenium.webdriver import ActionChains
 
-    cell = opened.find_elements("css selector", "#task-1-survival svg.heat .cell")[2 * 13 + 5]  # 12 heads and an MLP a layer
+    cell = opened.find_elements("css selector", "#task-1-survival svg.heat .cell")[2 * 12 + 5]  # heads of all layers, then MLPs
     opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", cell)
     ActionChains(opened).move_to_element(cell).perform()
     tip = opened.find_element("id", "tip")

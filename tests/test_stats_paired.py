@@ -4,6 +4,7 @@ import math
 import random
 import warnings
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,3 +287,11 @@ def test_a_stricter_test_and_more_power_need_a_larger_difference() -> None:
     usual = smallest_detectable_difference(0.8, 400)
     assert usual < smallest_detectable_difference(0.8, 400, alpha=0.01)
     assert usual < smallest_detectable_difference(0.8, 400, power=0.9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.sampled_from(["holm", "fdr_bh"]))
+def test_a_family_is_corrected_as_statsmodels_does(p: list[float], method: Any) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    found = correct({str(i): one for i, one in enumerate(p)}, family="any", method=method).p
+    assert list(found.values()) == pytest.approx(list(multipletests(p, method=method)[1]), abs=1e-12)

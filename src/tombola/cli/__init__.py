@@ -9,7 +9,7 @@ and exit code 2; an interrupted verb goes on where it was when the same command 
     ship      ship, push, bench, frontier
     look      doctor, inspect, report
     stored    store ls, verify, gc
-    study     study plan, run, run-one, status, report
+    study     study plan, run, run-one, status, report, compare
 """
 
 import sys
@@ -48,6 +48,7 @@ FAMILIES: dict[str, tuple[dict[str, Callable[..., None]], str]] = {
             "run-one": study.run_one,
             "status": study.status,
             "report": study.report,
+            "compare": study.compare,
         },
         "Many runs at once: what to run, running it, how far it is, what came out.",
     ),

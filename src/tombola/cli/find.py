@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tombola.cli.look import write_page
+from tombola.cli.look import write_report
 from tombola.cli.options import (
     LayoutOption,
     OwnRows,
@@ -37,6 +37,7 @@ def demo(
 ) -> None:
     """The main job in a few minutes, offline: tickets of a real 6-layer BERT against their controls, and a page to look at."""
     from tombola.study.jobs import plan_controls, plan_find, plan_test
+    from tombola.study.results import collect
     from tombola.study.settings import resolve
 
     run_seeds = numbers(seeds)
@@ -50,7 +51,7 @@ def demo(
         cells += [cell for each in tested for cell in each.cells]
     lab.run(cells)
     print_scores(lab, cells)
-    page = write_page(lab, folder / "page.html")
+    page = write_report(collect(lab.store), folder / "page.html")
     say(f"\nThe page: {page.resolve()}\nThe same command again takes seconds: every result is kept in {folder / 'store'}.")
     say("Next: tombola find --help, and README.md for your own model and task.")
 

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tombola.cli.options import STORE, JsonOption, LayoutOption, make_lab, quiet
+from tombola.cli.options import STORE, FiguresOption, JsonOption, LayoutOption, TablesOption, make_lab, quiet
 from tombola.errors import TombolaError
 from tombola.terminal import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from tombola.study.cells import Lab
+    from collections.abc import Sequence
+
+    from tombola.report.layout import Section
+    from tombola.study.results import Results
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -70,6 +73,8 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the score table as Markdown instead.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
+    tables: TablesOption = None,
+    figures: FiguresOption = None,
 ) -> None:
     """Everything a store holds as one offline HTML page."""
     from tombola.report.build import latex_table, markdown_table
@@ -78,18 +83,25 @@ def report(
     if markdown and latex:
         raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
     lab = make_lab(store, reads=True)
+    results = collect(lab.store)
     if markdown or latex:
-        print((markdown_table if markdown else latex_table)(collect(lab.store)))
+        print((markdown_table if markdown else latex_table)(results))
         return
-    say(f"The page: {write_page(lab, out).resolve()}")
+    say(f"The page: {write_report(results, out, tables, figures).resolve()}")
 
 
-def write_page(lab: "Lab", out: Path) -> Path:
-    """Where the page about a lab's store was written. Raises: TombolaError when it cannot be."""
+def write_report(
+    results: "Results", out: Path, tables: Path | None = None, figures: Path | None = None, extra: "Sequence[Section]" = ()
+) -> Path:
+    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if they cannot be."""
     from tombola.report.build import build_page
-    from tombola.study.results import collect
 
     try:
-        return build_page(collect(lab.store), out)
+        page = build_page(results, out, extra, tables, figures)
     except OSError as error:
-        raise TombolaError(f"{out} cannot be written", got=error.strerror, next="name another file with --out") from error
+        where = error.filename or out
+        raise TombolaError(f"{where} cannot be written", got=error.strerror, next="name another place") from error
+    for what, folder in (("tables", tables), ("figures", figures)):
+        if folder is not None:
+            say(f"The {what}: {folder.resolve()}")
+    return page

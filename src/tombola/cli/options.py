@@ -29,6 +29,8 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder with <task>/<split>.jsonl.gz; without it, the Hub is read.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+TablesOption = Annotated[Path | None, typer.Option("--tables", help="Also write each table there: Markdown, LaTeX, CSV.")]
+FiguresOption = Annotated[Path | None, typer.Option("--figures", help="Also write each figure there, as SVG.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would run and about how long; compute nothing.")]
 SetOption = Annotated[
     list[str] | None,

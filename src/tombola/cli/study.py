@@ -1,5 +1,6 @@
-"""`tombola study …`: plan, run, status, report of many cells at once, and run-one for any other scheduler."""
+"""`tombola study …`: plan, run, status, report and compare of many cells at once, and run-one for any other scheduler."""
 
+import shlex
 import signal
 import sys
 import time
@@ -10,12 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tombola.cli.options import STORE, BudgetOption, DataOption, JsonOption, StoreOption, assignments, make_lab, quiet
+from tombola.cli.look import write_report
+from tombola.cli.options import (
+    STORE,
+    BudgetOption,
+    DataOption,
+    FiguresOption,
+    JsonOption,
+    StoreOption,
+    TablesOption,
+    assignments,
+    make_lab,
+    quiet,
+)
 from tombola.errors import SettingsError, TombolaError
 from tombola.study.engine import Ended, Watch
 from tombola.terminal import duration, megabytes, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from tombola.report.cases import Study as Cases
     from tombola.study.cells import Lab
     from tombola.study.engine import Tally
     from tombola.study.plan import Plan, Study
@@ -230,16 +244,17 @@ def report(
     name: NameArgument,
     which: Which,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("study.html"),
+    tables: TablesOption = None,
+    figures: FiguresOption = None,
 ) -> None:
     """One page of the study's finished cells, and of nothing else in the store. Says what is not there yet."""
     from dataclasses import replace
 
-    from tombola.report.build import build_page
     from tombola.study.engine import states
     from tombola.study.results import collect
 
     lab, plan = which.planned(name, there=True)
-    results = collect(lab.store, plan.cells.keys())
+    results = replace(collect(lab.store, plan.cells.keys()), command=_command(name, which))
     absent = sum(state != "done" for state in states(lab.store, plan.cells).values())
     if absent == len(plan.cells):
         raise TombolaError(
@@ -249,11 +264,45 @@ def report(
         unfinished = f"{absent} of the {len(plan.cells)} cells of study {plan.study.name} are not there: not all of it is here"
         results = replace(results, warnings=(unfinished, *results.warnings))
         say(unfinished)
-    try:
-        page = build_page(results, out)
-    except OSError as error:
-        raise TombolaError(f"{out} cannot be written", got=error.strerror, next="name another file with --out") from error
-    print(page.resolve())
+    print(write_report(results, out, tables, figures).resolve())
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A store (folder), a study (name or file), a preset, or NAME=VALUE.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise; studies, presets and settings are those of --store.")],
+    which: Which,
+    out: Annotated[Path | None, typer.Option(help="Also a page: of B, with what differs from A at its top.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the conclusions that are the same.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Which conclusions differ between two studies, stores, presets or settings: good > random, good matches full, …
+
+    Paired by task, search and seed. A conclusion holds or fails where its 95 % interval over seeds is clear of the mark.
+    """
+    from tombola.report.about_conclusions import compare_section, compare_sentence, compare_table
+    from tombola.report.conclusions import compare as compared
+
+    names = (_side_name(a), _side_name(b))
+    sides = [_side(one, which) for one in (a, b)]
+    changes = compared(*sides)
+    if not changes:
+        tasks = " and ".join(", ".join(one.tasks) for one in sides)
+        raise TombolaError(
+            "the two have nothing to compare", got=tasks, expected="scores of the same search on the same task in both"
+        )
+    if out is not None:
+        write_report(sides[1].results, out, extra=(compare_section(changes, names),))
+        say(f"The page: {out.resolve()}")
+    if as_json:
+        from dataclasses import asdict
+
+        said = [asdict(one) | {"changed": one.changed, "turned": one.turned} for one in changes]
+        print_json({"a": names[0], "b": names[1], "changed": sum(one.changed for one in changes), "conclusions": said})
+        return
+    table = compare_table([one for one in changes if every or one.changed], names)
+    if table.rows:
+        print_table(table.caption, table.head, table.rows)
+    print(compare_sentence(changes, names))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -270,6 +319,51 @@ def _seeds(text: str) -> list[int]:
             [TombolaError("seeds are not whole numbers", got=text, expected="for example 0,1,2 or 0-4")]
         ) from None
     return found
+
+
+def _command(name: str, which: Which) -> str:
+    """What computes a study's cells again, as it may be typed."""
+    given = {
+        "--model": which.model,
+        "--tasks": which.tasks,
+        "--seeds": which.seeds,
+        "--preset": which.preset,
+        "--ladder": which.ladder,
+    }
+    options = [f"{option} {shlex.quote(value)}" for option, value in given.items() if value is not None]
+    return " ".join(
+        ["tombola study run", shlex.quote(name), *options, *(f"--set {shlex.quote(one)}" for one in which.setting or ())]
+    )
+
+
+def _side(text: str, which: Which) -> "Cases":
+    """One side of a comparison: the cases of a store, of a study, or of those runs of a store that have these settings."""
+    from dataclasses import replace
+
+    from tombola.report.cases import study_of
+    from tombola.study.presets import NAMES
+    from tombola.study.results import collect
+
+    wanted = {"preset": text} if text in NAMES else assignments([text]) if "=" in text else None
+    if wanted is not None:
+        every = study_of(collect(make_lab(_existing(which.store), which.data, reads=True).store))
+        found = [
+            case for case in every.cases if all(str(case.settings.get(name)) == str(value) for name, value in wanted.items())
+        ]
+        if not found:
+            known = sorted({str(case.settings.get(name)) for case in every.cases for name in wanted})
+            raise TombolaError(
+                f"no run of {which.store} has {text}", got=", ".join(known), expected="a setting that some runs have"
+            )
+        return replace(every, cases=tuple(found))
+    if Path(text).is_dir():
+        return study_of(collect(make_lab(Path(text).absolute(), reads=True).store))
+    lab, plan = which.planned(text, there=True)
+    return study_of(collect(lab.store, plan.cells.keys()))
+
+
+def _side_name(text: str) -> str:
+    return Path(text).name if Path(text).exists() else text
 
 
 def _existing(store: Path) -> Path:

@@ -12,9 +12,10 @@ from tombola.report.words import (
     NONE,
     draws,
     group_name,
-    interval,
+    kind_css,
     kind_name,
     number,
+    of_seeds,
     rows_of,
     sample,
     span,
@@ -22,8 +23,7 @@ from tombola.report.words import (
     spread,
 )
 from tombola.stats import Estimate, correct
-from tombola.study.kinds import CONTROL_KINDS
-from tombola.study.results import KINDS, Agreement
+from tombola.study.results import Agreement
 
 LEADS = {  # role of a split → what its rows are
     "report": "These rows had no part in choosing the mask.",
@@ -42,7 +42,7 @@ def score_part(anchor: str, case: Case, split: Split) -> Part:
         f"{title}: mean ± std over seeds",
         (*SCORE_HEAD, "Minus dense"),
         tuple(
-            (*_score_cells(group), spread(group.minus(dense), sign=True) if dense and group is not dense else NONE)
+            (*_score_cells(group), of_seeds(group.less(dense), sign=True) if dense and group is not dense else NONE)
             for group in split.groups
         ),
         "Draws of a control are averaged within their seed first. Minus dense: within each seed.",
@@ -114,14 +114,14 @@ def flat_table(cases: Sequence[Case], role: str) -> Table:
 
 
 def _score_cells(group: Group) -> tuple[str, ...]:
-    score = group.score
+    by_seed = group.by_seed
     return (
         group.stage,
         kind_name(group.kind),
-        spread(score),
-        interval(score),
+        of_seeds(by_seed),
+        of_seeds(by_seed, "i"),
         number(fmean(row.majority for row in group.rows)),
-        str(score.n_seeds),
+        of_seeds(by_seed, "n"),
         draws(group.rows),
         span(row.n for row in group.rows),
     )
@@ -145,13 +145,12 @@ def _dot_row(group: Group) -> figures.DotRow:
         rows = group.within([seed]).rows
         each = f"\nmean of {len(rows)} draws: {', '.join(number(row.value) for row in rows)}" if len(rows) > 1 else ""
         title = f"{group_name(group)}\nseed {seed}: {number(mean)}{each}\n{rows[0].split}, {span(row.n for row in rows)} rows"
-        dots.append(figures.Dot(mean, tuple(row.value for row in rows), title))
+        dots.append(figures.Dot(mean, tuple(row.value for row in rows), title, seed))
     heading = {"pruned": "Pruned, not trained again", "retrained": "Retrained from the base"}.get(group.stage, "")
-    lesioned = group.kind in CONTROL_KINDS and CONTROL_KINDS[group.kind].lesion is not None
-    css = "weights" if lesioned else group.kind if group.kind in KINDS else "other"
+    css = kind_css(group.kind)
     score = group.score
-    text = f"{spread(score)} · {sample(group.rows)}"
-    return figures.DotRow(heading, kind_name(group.kind), css, text, score.value, score.std, tuple(dots))
+    text, behind = of_seeds(group.by_seed), f" · {sample(group.rows)}"
+    return figures.DotRow(heading, kind_name(group.kind), css, text, score.value, score.std, tuple(dots), behind)
 
 
 def _agreement_table(split: Split) -> Table | None:

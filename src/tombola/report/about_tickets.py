@@ -4,17 +4,17 @@ All of it takes a case whose tickets have one shape (see `Case.shapes`). Of this
 and `layout`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, combinations
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from statistics import fmean
 from typing import TypeVar
 
 from tombola.report import figures
-from tombola.report.cases import COLUMNS, UNITS, Case, estimate, importances, keeps, size, survival
+from tombola.report.cases import COLUMNS, UNITS, Case, estimate, size, survival
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
     NONE,
-    component_name,
     count,
     draws,
     interval,
@@ -49,10 +49,11 @@ Item = TypeVar("Item")
 # Survival and importance
 
 
-def survival_part(anchor: str, case: Case) -> Part:
-    """A map and a table of survival for each kind, and beside good the importance that chose it."""
+def survival_part(anchor: str, case: Case, *, lean: bool = False) -> Part:
+    """A map and a table of survival for each kind, and beside good the importance that chose it; `lean`: of good alone."""
     # A control of weights has the good ticket's mask: nothing to see that is not seen there.
     drawn = [kind for kind in case.by_kind if kind not in CONTROL_KINDS or CONTROL_KINDS[kind].has_own_mask]
+    drawn = [kind for kind in drawn if not lean or kind == "good"]
     maps = {kind: _survival_map(case, kind) for kind in drawn}
     large = tuple(figure for figure in (maps.pop("good", None), _importance_map(case)) if figure)
     return Part(
@@ -78,63 +79,55 @@ _SHADES: Mapping[str, str] = {  # by what is not kept or removed whole
 
 
 def _survival_map(case: Case, kind: str) -> Figure:
-    kinds, good = case.by_kind, case.good
-    tickets = kinds[kind]
-    whole, of = bool(case.units) and case.column != "neurons", "neurons" if case.column == "neurons" else "values"
-
-    def cell(layer: int, head: int | None) -> figures.HeatCell:
-        share, name = survival(tickets, layer, head), component_name(layer, head, case.column)
-        lines = [f"{name} · {kind_name(kind)}", f"survival {number(share)} ({sample(tickets)})"]
-        for seed in dict.fromkeys(ticket.seed for ticket in tickets):
-            votes = [keeps(ticket, layer, head) for ticket in tickets if ticket.seed == seed]
-            alone = "kept" if votes[0] else "removed"
-            said = alone if len(votes) == 1 else f"kept in {sum(votes):g} of {count(len(votes), 'draw')}"
-            lines.append(f"seed {seed}: {said if whole else f'{number(fmean(votes))} of its {of} kept'}")
-        if raw := importances(good, layer, head):
-            lines.append(f"importance {significant(fmean(raw.values()))} (mean of {count(len(raw), 'seed')})")
-        return figures.HeatCell(share, "\n".join(lines))
-
+    tickets = case.by_kind[kind]
+    whole = bool(case.units) and case.column != "neurons"
+    seeds = dict.fromkeys(ticket.seed for ticket in tickets)
+    by_seed = {
+        seed: [fmean(votes) for votes in zip(*(_flat(ticket) for ticket in tickets if ticket.seed == seed), strict=True)]
+        for seed in seeds
+    }
+    heat = figures.Heat(len(tickets[0].mlps), _columns(tickets[0]), by_seed, "kept" if whole else "share", case.column)
     return Figure(
         f"Survival: {kind_name(kind)}",
         figures.heat_map(
-            *_grid(tickets[0], cell),
+            heat,
             css="survival",
             width=LARGE if kind == "good" else SMALL,
             label=f"Heat map of survival, {kind} tickets, {sample(tickets)}; the tables below have its numbers",
-            column=case.column,
+            name=kind_name(kind),
         ),
         sample(tickets),
-        ("survival", *(("kept in no seed", "in all") if whole else ("none kept", "all"))) if kind == next(iter(kinds)) else None,
+        ("survival", *(("kept in no seed", "in all") if whole else ("none kept", "all")))
+        if kind == next(iter(case.by_kind))
+        else None,
         natural=True,
     )
 
 
 def _importance_map(case: Case) -> Figure | None:
-    good, column = case.good, case.column
-    stored = [ticket for ticket in good if ticket.mlp_importance is not None]
+    stored, column = [ticket for ticket in case.good if ticket.mlp_importance is not None], case.column
     if not stored:
         return None
-    heads, mlps = _grid(stored[0], lambda layer, head: importances(good, layer, head))
-    top_head, top_mlp = _largest(chain(*heads)), _largest(mlps)  # each has a scale of its own
-
-    def cell(layer: int, head: int | None) -> figures.HeatCell:
-        if not (raw := importances(good, layer, head)):
-            return figures.HeatCell(None, f"{component_name(layer, head, column)}\nno importance stored")
-        mean, top = fmean(raw.values()), top_mlp if head is None else top_head
-        title = [component_name(layer, head, column), f"importance {significant(mean)} (mean of {count(len(raw), 'seed')})"]
-        title += [f"seed {seed}: {significant(value)}" for seed, value in raw.items()]
-        title.append(f"survival in good {number(survival(good, layer, head))} ({sample(good)})")
-        return figures.HeatCell(mean / top if top > 0 else 0.0, "\n".join(title))
-
+    columns = _columns(stored[0])
+    raw = {
+        ticket.seed: [*(v for row in ticket.head_importance or () if columns for v in row), *(ticket.mlp_importance or ())]
+        for ticket in stored
+    }
+    split = len(stored[0].mlps) * columns
+    means = [[value for value in values if math.isfinite(value)] for values in zip(*raw.values(), strict=True)]
+    top_head, top_mlp = (max([0.0, *(fmean(found) for found in part if found)]) for part in (means[:split], means[split:]))
+    tops = [top_head] * split + [top_mlp] * (len(means) - split)  # each has a scale of its own
+    shades = {
+        seed: [value / top if top > 0 else 0.0 for value, top in zip(values, tops, strict=True)] for seed, values in raw.items()
+    }
     seeds = count(len(stored), "seed")
     return Figure(
         "Importance in the dense model",
         figures.heat_map(
-            *_grid(stored[0], cell),
+            figures.Heat(len(stored[0].mlps), columns, shades, "importance", column, raw),
             css="importance",
             width=LARGE,
             label=f"Heat map of importance, mean of {seeds}; point at a cell",
-            column=column,
         ),
         f"mean of {seeds}; heads to {significant(top_head)}, MLPs (own scale) to {significant(top_mlp)}"
         if column == "MLP"
@@ -144,9 +137,14 @@ def _importance_map(case: Case) -> Figure | None:
     )
 
 
-def _largest(raw: Iterable[Mapping[int, float]]) -> float:
-    """The largest mean over seeds, at least 0."""
-    return max([0.0, *(fmean(values.values()) for values in raw if values)])
+def _columns(ticket: TicketRow) -> int:
+    """Heads of a layer in maps; 0 where there are none to see."""
+    return 0 if ticket.scope in COLUMNS else len(ticket.heads[0])
+
+
+def _flat(ticket: TicketRow) -> list[float]:
+    """What it keeps of every head, layer by layer, and then of every MLP."""
+    return [*(share for row in ticket.heads if _columns(ticket) for share in row), *ticket.mlps]
 
 
 def _survival_table(kind: str, tickets: Sequence[TicketRow]) -> Table:
@@ -180,7 +178,7 @@ def search_part(anchor: str, case: Case) -> Part | None:
             rows = {row.n for row in case.scores if row.role == "selection" and row.seed == ticket.seed}
             caption = f"{count(len(ticket.path), 'trial')} on {f'{span(rows)} ' if rows else ''}selection rows"
             chart = figures.path_chart(_path_dots(ticket), ticket.floor_score, label=label)
-            charts.append(Figure(f"Seed {ticket.seed}", chart, caption))
+            charts.append(Figure(f"Seed {ticket.seed}", chart, caption, natural=True))
     if not charts:
         return None
     return Part(

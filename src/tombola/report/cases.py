@@ -6,15 +6,14 @@ A control has several draws in a seed: `per_seed` averages them within the seed 
 The ground of the room: it imports no other file of it.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from tombola.stats import Estimate, Paired, over_seeds, paired_over_seeds, smallest_detectable_difference
-from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
+from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow, Variant
 from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
 ROLES = ("report", "challenge", "selection")  # in the order of the page
@@ -28,6 +27,9 @@ UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
 # Scope of tickets whose map has no heads → what its one cell a layer stands for.
 COLUMNS: Mapping[str, str] = {"neurons": "neurons", "layers": "layer"}
 SEED_AND_DRAW = attrgetter("seed", "draw")
+AS_FOUND = "as found"
+OF_SEARCH = {"method", "procedure", "criterion", "sparsity", "scope"}  # settings that the name of a search says
+PROCEDURES: Mapping[str, str] = {"joint": "s-prune", "heads": "s-prune, heads only", "mlps": "s-prune, MLPs only"}
 
 Rows = Sequence[ScoreRow | TicketRow]
 
@@ -50,8 +52,12 @@ class Group:
 
     def minus(self, other: "Group") -> Estimate:
         """The difference within each seed that both have."""
+        return over_seeds(list(self.less(other).values()))
+
+    def less(self, other: "Group") -> dict[int, float]:
+        """Seed → difference, for the seeds that both have."""
         own, others = self.by_seed, other.by_seed
-        return over_seeds([own[seed] - others[seed] for seed in own if seed in others])
+        return {seed: own[seed] - others[seed] for seed in own if seed in others}
 
     def within(self, seeds: Collection[int]) -> "Group":
         return Group(self.kind, self.stage, tuple(row for row in self.rows if row.seed in seeds))
@@ -140,6 +146,37 @@ class Case:
     title: str
     splits: tuple[Split, ...]  # in the order of ROLES
     tickets: tuple[TicketRow, ...]
+    task: str = ""  # without what sets its runs apart
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    differing: Mapping[str, str] = field(default_factory=dict)  # from other runs of the task
+    unusual: Mapping[str, str] = field(default_factory=dict)  # those that most runs of the task have otherwise
+
+    @property
+    def search(self) -> str:
+        """The search by the name that a reader knows it by."""
+        return search_name(self.settings, self.tickets)
+
+    @property
+    def family(self) -> str:
+        """What its tickets were made by, beside a search: "" as found, else joined, size-matched, super."""
+        family = str(self.settings.get("mask", AS_FOUND))
+        return "" if family == AS_FOUND else family
+
+    @property
+    def label(self) -> str:
+        """What sets it apart from other runs of its task: search, family, then any other setting."""
+        named = OF_SEARCH & self.differing.keys()
+        other = [f"{name}={value}" for name, value in self.unusual.items()]
+        return ", ".join([*([self.search] if named or self.family else []), *([self.family] if self.family else []), *other])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({*(row.seed for row in self.scores), *(row.seed for row in self.tickets)}))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Keys of all its cells."""
+        return tuple(sorted({*(row.cell for row in self.scores), *(row.cell for row in self.tickets)}))
 
     @property
     def scores(self) -> tuple[ScoreRow, ...]:
@@ -203,14 +240,54 @@ def cases_of(results: Results) -> tuple[Case, ...]:
     """A case for each task and model, in the order of their rows."""
     rows: Rows = (*results.scores, *results.tickets)
     several = len({row.model for row in rows}) > 1
-    return tuple(
+    names = dict.fromkeys((row.model, row.task) for row in rows)
+    known = {task: results.variants.get(task, Variant(task, {}, {})) for _, task in names}
+    cases = [
         Case(
-            f"{task} · {model}" if several else task,
+            "",
             _splits([row for row in results.scores if (row.model, row.task) == (model, task)]),
             tuple(ticket for ticket in results.tickets if (ticket.model, ticket.task) == (model, task)),
+            known[task].task,
+            known[task].settings,
+            known[task].differing,
         )
-        for model, task in dict.fromkeys((row.model, row.task) for row in rows)
-    )
+        for model, task in names
+    ]
+    short = {task: task.partition(":")[0] for task in {case.task for case in cases}}
+    if len(set(short.values())) == len(short):  # the options of a task are said in its warnings and settings
+        cases = [replace(case, task=short[case.task]) for case in cases]
+    cases = [replace(case, unusual=_unusual(case, [one for one in cases if one.task == case.task])) for case in cases]
+    titles = [
+        " · ".join([case.task, *([model] if several else []), *([case.label] if case.label else [])])
+        for case, (model, _) in zip(cases, names, strict=True)
+    ]
+    return tuple(replace(case, title=title) for case, title in zip(cases, titles, strict=True))
+
+
+def _unusual(case: Case, peers: Sequence[Case]) -> dict[str, str]:
+    """The settings of a case that are not those of more than half of the runs of its task that have them."""
+    found = {}
+    for name, value in case.differing.items():
+        if name in OF_SEARCH or name == "mask":
+            continue
+        every = [one.differing[name] for one in peers if name in one.differing]
+        if every.count(value) * 2 <= len(every):
+            found[name] = value
+    return found
+
+
+def search_name(settings: Mapping[str, Any], tickets: Sequence[TicketRow] = ()) -> str:
+    """As in "s-prune, heads only" and "one-shot magnitude, 50 %"; without settings by what the tickets remove."""
+    method = settings.get("method")
+    if method == "s-prune":
+        procedure = str(settings.get("procedure", "joint"))
+        return PROCEDURES.get(procedure, f"s-prune, {procedure}")
+    if method == "one-shot":
+        return f"one-shot {settings.get('criterion', '')}, {100 * float(settings.get('sparsity', 0)):.3g} %"
+    if method is not None:
+        criterion = settings.get("criterion", "magnitude")
+        return str(method) if criterion == "magnitude" else f"{method} by {criterion}"
+    return "" if not tickets else "m-prune" if any(ticket.values for ticket in tickets) else "s-prune"
 
 
 def per_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
@@ -241,17 +318,6 @@ def survival(tickets: Sequence[TicketRow], layer: int, head: int | None) -> floa
     return fmean(per_seed((ticket.seed, (keeps(ticket, layer, head))) for ticket in tickets).values())
 
 
-def importances(tickets: Sequence[TicketRow], layer: int, head: int | None) -> dict[int, float]:
-    """Seed → raw importance of this head or MLP, where a finite one is stored."""
-    found = {}
-    for ticket in tickets:
-        if head is not None and ticket.head_importance is not None:
-            found[ticket.seed] = ticket.head_importance[layer][head]
-        elif head is None and ticket.mlp_importance is not None:
-            found[ticket.seed] = ticket.mlp_importance[layer]
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
-
-
 def _splits(scores: Sequence[ScoreRow]) -> tuple[Split, ...]:
     found: dict[tuple[str, str, str], list[ScoreRow]] = {}
     for row in sorted(scores, key=lambda row: _position(row.role, ROLES)):
@@ -280,3 +346,45 @@ def _compare(split: Split, stage: str) -> Comparison | None:
 
 def _position(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """All cases of a page, and what several of them are asked together."""
+
+    results: Results
+    cases: tuple[Case, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(case.task for case in self.cases))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({seed for case in self.cases for seed in case.seeds}))
+
+    def by_search(self, wanted: Callable[[Case], object]) -> dict[str, tuple[Case, ...]]:
+        """What sets them apart → cases of all tasks that were run alike, in the order of SEARCH_ORDER; those that are wanted.
+
+        Where some were run as most are, those that were not are left out: `about_variants.setting_parts` has them.
+        """
+        found: dict[str, list[Case]] = {}
+        fit = [case for case in self.cases if wanted(case)]
+        usual = {case.task for case in fit if not case.unusual}
+        for case in fit:
+            if not case.unusual or case.task not in usual:
+                found.setdefault(case.label or case.search, []).append(case)
+        order = sorted(found, key=lambda label: (_search_place(found[label][0].search), label))
+        return {label: tuple(found[label]) for label in order}
+
+
+SEARCH_ORDER = ("s-prune", "m-prune", *list(PROCEDURES.values())[1:])
+
+
+def study_of(results: Results) -> Study:
+    """The cases of results."""
+    return Study(results, cases_of(results))
+
+
+def _search_place(search: str) -> int:
+    return _position(search, SEARCH_ORDER)

@@ -1,25 +1,44 @@
 """What the page says: its verdict and its warnings in sentences, and how it writes numbers, samples and names.
 
 Order of reading: `verdict`, `case_verdict` and `warnings`, then the small words, which the parts of the page use too.
-Of this room it imports `cases` alone.
+Of this room it imports `cases` and `live`.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import and_
 
 from tombola.report.cases import UNITS, Case, Comparison, Group, Rows, Split, estimate, per_seed, size, units_of
-from tombola.stats import ALPHA, Estimate, fleiss_kappa, smallest_two_sided_p
-from tombola.study.results import TicketRow
+from tombola.report.live import Live
+from tombola.stats import ALPHA, Estimate, fleiss_kappa, over_seeds, smallest_two_sided_p
+from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
+from tombola.study.results import KINDS, TicketRow
 
 NONE, GLUE = "—", "\N{NO-BREAK SPACE}"
+MANY = 4  # runs are counted, not named
 
 
 def verdict(cases: Sequence[Case]) -> str:
     """Whether it matters which parts are kept: in full for one case, counted by outcome for several."""
     if len(cases) == 1:
         return case_verdict(cases[0])
+    plain = [case for case in cases if not case.family and not case.unusual] or list(cases)
+    by_search: dict[str, list[Case]] = {}
+    for case in plain:
+        if case.comparisons:
+            by_search.setdefault(case.search if case.label else "", []).append(case)
+    if len(by_search) > 1 and all(len(found) > 1 for found in by_search.values()):
+        return " ".join(
+            f"{search}: {said[0].lower()}{said[1:]}"
+            for search, found in by_search.items()
+            for said in [_counted(found, brief=True)]
+        )
+    return _counted(plain)
+
+
+def _counted(cases: Sequence[Case], *, brief: bool = False) -> str:
+    """How many tasks have which outcome; and, of few, the scores behind it."""
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
     outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
@@ -29,7 +48,7 @@ def verdict(cases: Sequence[Case]) -> str:
         None: "good and random tickets cannot be compared",
     }
     said = [f"In {outcomes[ahead]} of {count(len(compared), 'task')} {text}." for ahead, text in words.items() if outcomes[ahead]]
-    if len(compared) <= 3:  # more are better read in the table
+    if len(compared) <= 3 and not brief:  # more are better read in the table
         said += [
             f"{title}, {it.stage}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
             f"({it.split.metric.replace('_', '-')} on {it.split.name}, {rows_of(it.split)} rows, {sample(it.random.rows)})."
@@ -73,9 +92,19 @@ def warnings(said: Sequence[str], cases: Sequence[Case]) -> dict[str, tuple[str,
             titles.setdefault(text, []).append(case.title)
     found: dict[str, tuple[str, ...]] = {"": tuple(everywhere)} if everywhere else {}
     for text, where in titles.items():
-        heading = listed(where) if len(cases) > 1 else ""
+        heading = _where(where, cases) if len(cases) > 1 else ""
         found[heading] = (*found.get(heading, ()), text)
     return found
+
+
+def _where(titles: Sequence[str], cases: Sequence[Case]) -> str:
+    """Those titles, or how many runs of which tasks where they are many."""
+    if len(titles) <= MANY:
+        return listed(titles)
+    tasks = list(dict.fromkeys(case.task for case in cases if case.title in titles))
+    if len(titles) == len(cases):
+        return "All runs"
+    return f"{len(titles)} runs of {listed(tasks)}"
 
 
 def _sentence(it: Comparison) -> str:
@@ -147,7 +176,7 @@ def _split_warnings(split: Split) -> Iterator[str]:
     below = [
         (group_name(group), [seed for seed, value in group.by_seed.items() if value <= majority[seed]]) for group in split.groups
     ]
-    if which := "; ".join(f"{name} ({_of_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
+    if which := "; ".join(f"{name} ({_which_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
         if all(len(seeds) == len(majority) for _, seeds in below):
             which = "every model in every seed"
         yield f"{title}: at or below the majority line of {number(split.majority)}: {which}."
@@ -236,6 +265,19 @@ def interval(estimate: Estimate) -> str:
     return "seeds equal" if estimate.std == 0 else f"{number(estimate.low)} to {number(estimate.high)}"
 
 
+def of_seeds(by_seed: Mapping[int, float], how: str = "s", decimals: int = 3, *, sign: bool = False) -> str:
+    """A number over seeds that the page's script can work out again for some of them; `how` as in `Live`."""
+    found = over_seeds(list(by_seed.values()))
+    if how == "n":
+        return Live(str(len(by_seed)), by_seed, "n") if found.value is not None else str(len(by_seed))
+    text = {
+        "s": lambda: spread(found, decimals, sign=sign),
+        "i": lambda: interval(found),
+        "m": lambda: number(found.value, decimals, sign=sign),
+    }[how]()
+    return text if found.value is None else Live(text, by_seed, f"{how}{decimals}{'+' if sign else ''}")
+
+
 def count(n: int, noun: str) -> str:
     """As in "1 seed" and "2 seeds", never broken at the end of a line."""
     return f"{n}{GLUE}{noun}" if n == 1 else f"{n}{GLUE}{noun}s"
@@ -272,7 +314,7 @@ def rows_of(split: Split) -> str:
     return span(row.n for row in split.rows)
 
 
-def _of_seeds(seeds: Sequence[int], n: int) -> str:
+def _which_seeds(seeds: Sequence[int], n: int) -> str:
     """Which of n seeds."""
     if n > 1 and len(seeds) == n:
         return "both seeds" if n == 2 else f"all {count(n, 'seed')}"
@@ -297,11 +339,13 @@ def ticket_name(ticket: TicketRow) -> str:
     return f"{ticket.kind} of seed {ticket.seed}" + ("" if ticket.kind == "good" else f", draw {ticket.draw}")
 
 
-def component_name(layer: int, head: int | None, column: str = "MLP") -> str:
-    """A head; without one, what the last column of a map stands for: the MLP of the layer, its neurons, or all of it."""
-    if head is None:
-        return f"layer {layer}" if column == "layer" else f"layer {layer} · {column}"
-    return f"layer {layer} · head {head}"
+def kind_css(kind: str) -> str:
+    """The class that colours a kind."""
+    lesioned = kind in CONTROL_KINDS and CONTROL_KINDS[kind].lesion is not None
+    return "weights" if lesioned or kind in _TRAINED else kind if kind in KINDS else "other"
+
+
+_TRAINED = {mode.kind for mode in TRAIN_MODES.values()}
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:

@@ -16,6 +16,8 @@ from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tombola.store import Store
     from tombola.study.cells import Cell, Lab
     from tombola.study.jobs import RungCells
@@ -79,6 +81,17 @@ class PathStep:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportanceStep:
+    """What a search of heads and MLPs went by at one trial: the importance of what was left, and where the next one cut."""
+
+    step: int  # as in `PathStep`
+    heads: tuple[float, ...]  # of the heads still there, as they are ranked: scaled within layers where the search does so
+    mlps: tuple[float, ...]
+    head_cut: float | None  # between those removed next and those kept; None where nothing was, or the ranks are not these
+    mlp_cut: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class TicketRow:
     """One ticket: what it keeps, how large it is, and how it was found."""
 
@@ -102,9 +115,19 @@ class TicketRow:
     full_score: float | None = None  # of the dense model on the selection rows
     selection_rows: int | None = None  # rows the mask was chosen on
     neurons: tuple[bool, ...] = ()  # all of them in the order of layers, where the mask is of neurons
+    steps: tuple[ImportanceStep, ...] = ()  # good tickets of heads and MLPs only
     search: str = ""  # as of a ScoreRow
     family: str = ""
     preset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Runs of one task with the same settings: what stands behind the name that their rows have as `task`."""
+
+    task: str  # its short name, without settings
+    settings: Mapping[str, Any]  # every one, flat: `method`, `procedure`, `epochs`, … and `mask`, the family of its tickets
+    differing: Mapping[str, str]  # those in which the variants of this task differ, as they stand in the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +140,8 @@ class Results:
     provenance: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # said by the cells themselves; the page adds those it can see from the rows
     lesions: tuple[ScoreRow, ...] = ()  # scores of kind "lesion", which stand apart: each names its lesion
+    variants: Mapping[str, Variant] = field(default_factory=dict)  # `task` of rows → what it stands for
+    command: str = ""  # what computes these cells again, where a study asked for them
     attention: tuple[AttentionRow, ...] = ()
     map_samples: tuple[MapSample, ...] = ()
     magnitudes: tuple[Magnitude, ...] = ()
@@ -143,6 +168,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
     variants = _variants(cells)
+    stands_for: dict[str, Variant] = {}
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     crossed = _crossed(cells)
     for entry in entries:
@@ -155,6 +181,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
             beside.setdefault("crossed", []).extend(CrossedMask(**said | {"task": task}) for task in names)
         if _is_of_design(cell):
             continue
+        stands_for |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
                 how = _how_found(cell)
@@ -186,6 +213,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     spent = total_cost(store, (entry.key for entry in entries))
     if spent.cells:
         provenance["cost"], provenance["energy"] = spent.lines()
+    further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),
@@ -193,7 +221,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         provenance | {name: _shown(value) for name, value in made_with.items()},
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
-        **{name: tuple(rows) for name, rows in beside.items()},
+        variants=stands_for,
+        **further,
     )
 
 
@@ -218,15 +247,15 @@ def _crossed(cells: "Mapping[str, Cell]") -> dict[str, Mapping[str, int]]:
     }
 
 
-def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:
-    """For each cell the variants of its task that it belongs to, as text to add to the task's name; "" where there is one.
+def _variants(cells: "Mapping[str, Cell]") -> dict[str, dict[str, Variant]]:
+    """For each cell the variants of its task that it belongs to, by the text to add to the task's name; "" where there is one.
 
     Runs with different settings must never be averaged. Tickets of one task that differ in a setting (other than seeds) are
     variants, named by what differs; a dense model, which knows no search, belongs to each variant it has all settings of.
     """
     settings = {key: _flat_settings(cell) for key, cell in cells.items()}
     distinct = {repr(sorted(said.items())): said for said in settings.values()}
-    named: dict[str, tuple[str, ...]] = {}
+    named: dict[str, dict[str, Variant]] = {}
     for known, one in distinct.items():
         peers = [said for said in distinct.values() if said["task"] == one["task"]]
         # Those that no other adds to: what a dense model or a search is part of, with all settings that anything below has.
@@ -241,8 +270,11 @@ def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:
         }
         differing = sorted(varying | ({"method"} if len(methods) > 1 else set()))
         mine = [said for said in whole if one.items() <= said.items()] or [one]
-        texts = [", ".join(f"{name}={said[name]}" for name in differing if name in said) for said in mine]
-        named[known] = tuple(dict.fromkeys(f" ({text})" if text else "" for text in texts))
+        named[known] = {}
+        for said in mine:
+            own = {name: str(said[name]) for name in differing if name in said}
+            text = ", ".join(f"{name}={value}" for name, value in own.items())
+            named[known].setdefault(f" ({text})" if text else "", Variant(str(said["task"]), said, own))
     return {key: named[repr(sorted(said.items()))] for key, said in settings.items()}
 
 
@@ -392,7 +424,34 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         full_score=details.get("full_score"),
         selection_rows=next((m["n"] for m in ticket.metrics if m["split"] == "selection"), None),
         neurons=() if ticket.mask.neurons is None else tuple(ticket.mask.flat("neurons").tolist()),
+        steps=_importance_steps(steps, ticket.settings["search"], details["path"])
+        if ticket.scope == "heads+mlps" and steps
+        else (),
     )
+
+
+def _importance_steps(
+    stored: "Mapping[str, Tensor]", settings: Mapping[str, Any], path: Sequence[Mapping[str, Any]]
+) -> tuple[ImportanceStep, ...]:
+    """Of every trial that passed, what it left and by which importance the next trial removed more."""
+    from tombola.scores import normalise
+
+    found = []
+    for i, trial in enumerate(path):
+        if not trial["passed"]:
+            continue
+        left = {unit: stored[unit][i].bool() for unit in ("heads", "mlps")}
+        members = left["heads"] if settings.get("importance_norm_members") == "remaining_heads" else left["heads"] | True
+        ranked = {"heads": normalise(stored["head_importance"][i], members), "mlps": stored["mlp_importance"][i]}
+        cuts: dict[str, float | None] = {"heads": None, "mlps": None}
+        for unit, scores in ranked.items() if i + 1 < len(path) else ():  # every trial starts from the last that passed
+            kept = stored[unit][i + 1].bool()
+            gone, stay = scores[left[unit] & ~kept], scores[kept]
+            if len(gone) and len(stay) and gone.max() <= stay.min():
+                cuts[unit] = float(gone.max() + stay.min()) / 2
+        values = {unit: tuple(scores[left[unit]].tolist()) for unit, scores in ranked.items()}
+        found.append(ImportanceStep(trial["step"], values["heads"], values["mlps"], cuts["heads"], cuts["mlps"]))
+    return tuple(found)
 
 
 def _order(row: "ScoreRow | TicketRow") -> tuple[Any, ...]:

@@ -1,0 +1,145 @@
+"""The page's overview: one line a task, and which claims hold; and what two studies conclude otherwise."""
+
+from collections.abc import Mapping, Sequence
+
+from tombola.report.cases import Case, Study, estimate
+from tombola.report.conclusions import CONCLUSIONS, Change, Finding, findings, tally
+from tombola.report.layout import Part, Section, Table
+from tombola.report.words import NONE, count, interval, listed, number, of_seeds, rows_of, spread
+
+AHEAD = {"good": "good ahead", "random": "random ahead", "neither": "too close to tell", None: "unknown"}
+SHOWN = ("full", "good", "random", "bad")
+
+
+def overview_table(study: Study) -> Table | None:
+    """One line a task and search: dense, good, random and bad with their intervals, what is kept, and the verdict."""
+    found = []
+    for case in study.cases:
+        comparison = next(iter(case.comparisons), None)
+        if comparison is None or case.family:
+            continue
+        split, stage = comparison.split, comparison.stage
+        groups = {kind: split.group(kind, "full" if kind == "full" else stage) for kind in SHOWN}
+        kept = spread(estimate((ticket.seed, ticket.body_share) for ticket in case.good)) if case.good else NONE
+        beaten = comparison.good.score.value is not None and comparison.good.score.value > split.majority
+        said = AHEAD[comparison.ahead] + ("" if beaten else "; good below majority")
+        scores = {
+            kind: (of_seeds(it.by_seed, "m"), of_seeds(it.by_seed, "i")) if it else (NONE, NONE) for kind, it in groups.items()
+        }
+        search = ", ".join(filter(None, (case.label or case.search, stage)))
+        metric = f"{split.metric}, n = {rows_of(split)}"
+        found.append((case.task, search, said, kept, scores, number(split.majority), metric))
+    if not found:
+        return None
+    kinds = [kind for kind in SHOWN if any(line[4][kind][0] != NONE for line in found)]
+    return Table(
+        "What was found: mean and 95 % interval over seeds, on report rows",
+        (
+            "Task",
+            "Search",
+            "Good or random?",
+            "Kept",
+            *(text for kind in kinds for text in (kind.capitalize(), "95 %")),
+            "Majority",
+            "Metric",
+        ),
+        tuple((*line[:4], *(text for kind in kinds for text in line[4][kind]), *line[5:]) for line in found),
+        "Kept: share of the values of heads and MLPs, or of single values, that good keeps. Good or random: see “How to read the "
+        "numbers”.",
+        stubs=2,
+        tasks=tuple(line[0] for line in found),
+    )
+
+
+def claims_table(study: Study) -> Table | None:
+    """Which conclusions hold, for how many tasks."""
+    found = findings(study)
+    if not found or not any(len(of) > 1 for of in found.values()):
+        return None
+    rows = []
+    for name, of in found.items():
+        for search in dict.fromkeys(search for _, search in of):
+            mine = {task: finding for (task, one), finding in of.items() if one == search}
+            counts = tally(list(mine.values()))
+            rows.append((CONCLUSIONS[name].about, search or NONE, *(_tasks(mine, outcome) for outcome in counts)))
+    return Table(
+        "Which claims hold",
+        ("Claim", "Search", "Holds", "Fails", "Undecided"),
+        tuple(rows),
+        "Holds: the whole 95 % interval over seeds lies on the claim’s side; fails: on the other; undecided: neither, "
+        "or too few seeds. "
+        "Of seeds that agree: p of the agreement, given sizes.",
+        stubs=2,
+    )
+
+
+def _tasks(found: Mapping[str, Finding], outcome: str) -> str:
+    mine = [task for task, finding in found.items() if finding.outcome == outcome]
+    if not mine:
+        return NONE
+    return f"all {len(mine)}" if len(mine) == len(found) > 1 else f"{len(mine)}: {', '.join(mine)}"
+
+
+def compare_sentence(changes: Sequence[Change], names: tuple[str, str]) -> str:
+    """What the whole comparison comes to."""
+    changed, turned = [one for one in changes if one.changed], [one for one in changes if one.turned]
+    if not changes:
+        return f"{names[0]} and {names[1]} have no task, search and conclusion in common."
+    said = f"{len(changed)} of {count(len(changes), 'conclusion')} differ between {names[0]} and {names[1]}"
+    if not changed:
+        return f"{said}."
+    if not turned:
+        return f"{said}; none turns from holds to fails or back: in each, one of the two is undecided."
+    return f"{said}; {count(len(turned), 'conclusion')} turn: {listed([f'{one.conclusion} on {one.task}' for one in turned])}."
+
+
+def compare_table(changes: Sequence[Change], names: tuple[str, str]) -> Table:
+    """A row a conclusion, task and search; those that changed first within each conclusion."""
+    ordered = [
+        one for name in CONCLUSIONS for one in sorted((c for c in changes if c.conclusion == name), key=lambda c: not c.changed)
+    ]
+    return Table(
+        f"Conclusions of {names[0]} and {names[1]}",
+        ("Conclusion", "Task", "Search", names[0], "95 %", "", names[1], "95 %", "", "Difference", "95 %", "Changed"),
+        tuple(
+            (
+                one.conclusion,
+                one.task,
+                one.search or NONE,
+                *(
+                    text
+                    for side in (one.a, one.b)
+                    for text in (number(side.estimate.value), interval(side.estimate), side.outcome)
+                ),
+                number(one.difference.value, sign=True),
+                interval(one.difference),
+                "turned" if one.turned else "changed" if one.changed else "same",
+            )
+            for one in ordered
+        ),
+        "Each number is the difference that its conclusion is about, mean over seeds. Difference: the second study "
+        "minus the first, "
+        "within the seeds that both have.",
+        stubs=3,
+        tasks=tuple(one.task for one in ordered),
+    )
+
+
+def compare_section(changes: Sequence[Change], names: tuple[str, str]) -> Section:
+    """The page's section about two studies."""
+    part = Part(
+        "compare-conclusions", "Conclusions", "Conclusion by conclusion", tables=(compare_table(changes, names),), all_seeds=True
+    )
+    return Section("compare", f"{names[0]} and {names[1]}", compare_sentence(changes, names), (part,))
+
+
+def said_of(case: Case) -> str:
+    """A folded section's one line."""
+    comparison = next(iter(case.comparisons), None)
+    if comparison is None:
+        return listed(sorted({group.kind for split in case.splits for group in split.groups})) or "tickets without scores"
+    it = comparison
+    return (
+        f"{it.stage.capitalize()}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
+        f"({it.split.metric.replace('_', '-')}); {AHEAD[it.ahead]}."
+    )
