@@ -13,7 +13,7 @@ from tombola.report.bars import (
     majority_line,
     said_of_split,
 )
-from tombola.report.cases import Group, Split, Study, estimate, per_seed
+from tombola.report.cases import Case, Group, Split, Study, estimate, per_seed
 from tombola.report.charts import Bar, Curve, Point
 from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table

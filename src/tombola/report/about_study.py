@@ -150,8 +150,8 @@ def epoch_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         epochs = int(case.settings["epochs"])
         for group in split.groups:
             if group.stage == "retrained" and group.kind in ("bad", "strict-bad", "random", "good"):
-                other = case.differing.keys() - {"epochs", "method", "procedure", "criterion"}
-                key = (case.task, case.search + "".join(f", {n}={case.differing[n]}" for n in sorted(other)), group.kind)
+                other = "".join(f", {name}={value}" for name, value in case.unusual.items() if name != "epochs")
+                key = (case.task, case.search + other, group.kind)
                 curves.setdefault(key, {})[epochs] = group
                 splits.setdefault(case.task, split)
                 used.append(case)
@@ -168,7 +168,7 @@ def epoch_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             Curve(
                 kind_css(kind),
                 [
-                    Point(epochs, group.by_seed, f"{search} {kind}, {epochs} epochs: {spread(group.score)}")
+                    Point(float(epochs), group.by_seed, f"{search} {kind}, {epochs} epochs: {spread(group.score)}")
                     for epochs, group in points.items()
                 ],
             )

@@ -115,7 +115,7 @@ def bar_chart(bars: Sequence[Bar], lines: Sequence[Line], *, label: str) -> str:
     for value in ticks:
         marks.append(f'<line class="grid" x1="{left}" x2="{right:g}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         marks.append(axis_text(left - 5, y(value) + 4, tick_text(value, ticks), side=True))
-    ends = [start for _, start in starts[1:]] + [at + 9]
+    ends = [*(start for _, start in starts[1:]), at + 9][: len(starts)]
     for (name, start), end in zip(starts, ends, strict=True):
         marks.append(axis_text(f"{(start + end - 9 - gap) / 2:.1f}", bottom + 16, name))
     marks += bodies + _lines(lines, y, left, right)
