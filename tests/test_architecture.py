@@ -15,7 +15,7 @@ LEVELS = (
     ("study",),
     ("search", "attention"),
     ("train", "callback", "checkpoint", "evaluate"),
-    ("tasks",),
+    ("tasks", "bias", "losses"),
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),
     ("ticket",),
