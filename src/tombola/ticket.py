@@ -136,13 +136,13 @@ def fingerprint_folder(folder: Path) -> str:
             with ExitStack() as stack:
                 shards = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
                 for name in sorted(where):
-                    _hash_tensor(digest, name, shards[where[name]].get_tensor(name))
+                    hash_tensor(digest, name, shards[where[name]].get_tensor(name))
         else:
             legacy: dict[str, torch.Tensor] = {}
             for file in sorted(folder.glob("pytorch_model*.bin")):
                 legacy |= torch.load(file, map_location="cpu", weights_only=True)
             for name in sorted(legacy):
-                _hash_tensor(digest, name, legacy[name])
+                hash_tensor(digest, name, legacy[name])
             if not legacy:
                 raise TombolaError(f"no weights in {folder}", expected="*.safetensors")
     except TombolaError:
@@ -162,7 +162,8 @@ def fingerprint_files(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+def hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    """Adds one tensor to a fingerprint."""
     digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 

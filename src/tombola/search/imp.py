@@ -258,25 +258,24 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
-def cut(model: nn.Module, kept: Mapping[str, Tensor], level: int, settings: ImpSettings) -> dict[str, Tensor]:
-    """The mask of a level ≥ 1: `kept`, the mask of the level before, without the values of lowest magnitude in the model.
+def cut(model: nn.Module, kept: Mapping[str, Tensor], settings: ImpSettings, *, since: float, to: float) -> dict[str, Tensor]:
+    """The mask of the next level: `kept`, of sparsity `since`, without the values of lowest magnitude in the model.
 
-    exact: so many go that round(sparsity · n) are gone in all, of all parameters together or of each; rounded_per_call:
-    round(share · what is left), as repeated calls of a pruning library do. Ties go by position.
-    Raises: SearchError when a level is asked for that the chain does not have; MaskError for NaN and for names the model lacks.
+    exact: so many go that round(to · n) are gone in all, of all parameters together or of each; rounded_per_call: round(share of
+    what is left), as repeated calls of a pruning library do. Ties go by position.
+    Raises: SearchError when `to` is not above `since`; MaskError for NaN, and for names the model lacks.
     """
-    at = (0.0, *sparsities(settings))
-    if not 1 <= level < len(at):
-        raise SearchError("the chain has no such level", got=level, expected=f"1 to {len(at) - 1}")
+    if not 0 <= since < to <= 1:
+        raise SearchError("a level removes more than the one before", got=f"{since} and then {to}", expected="rising, up to 1")
     scores = magnitude(Given(model=model, names=list(kept)))
     smaller: dict[str, Tensor] = {}
     for names in groups(list(kept), settings.granularity):
         n, left = sum(kept[name].numel() for name in names), count_of(kept[name] for name in names)
         if settings.cut_count == "exact":
-            count = round(at[level] * n) - (n - left)
+            count = round(to * n) - (n - left)
         else:
-            count = round((at[level] - at[level - 1]) / (1.0 - at[level - 1]) * left)
-        smaller |= without_lowest({name: scores[name] for name in names}, min(count, left), kept)
+            count = round((to - since) / (1.0 - since) * left)
+        smaller |= without_lowest({name: scores[name] for name in names}, max(0, min(count, left)), kept)
     return smaller
 
 
@@ -326,7 +325,8 @@ def imp(
     kept = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in parameters.items()}
     masks: list[Mask] = []
     body = [name for name in snapshot.state if name not in set(head)]
-    n_levels = len(sparsities(settings))
+    at = (0.0, *sparsities(settings))
+    n_levels = len(at) - 1
     for one in plan[:n_levels]:
         if one.level:
             _rewind(model, snapshot, one, body, head, Mask(values=kept))
@@ -337,7 +337,7 @@ def imp(
                 holding.enforce()
             finally:
                 holding.remove()
-        kept = cut(model, kept, one.level + 1, settings)
+        kept = cut(model, kept, settings, since=at[one.level], to=at[one.level + 1])
         masks.append(Mask(values=kept))
         progress(one.level + 1, masks[-1])
     last = plan[n_levels] if len(plan) > n_levels else plan[-1]
