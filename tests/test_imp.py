@@ -1,10 +1,12 @@
-"""Iterative magnitude pruning against chains written anew, torch's own pruning, numbers of the paper, and runs stopped half-way."""
+"""Iterative magnitude pruning against chains written anew, torch's own pruning, numbers of the paper, and runs stopped."""
 
 import copy
 import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain as joined
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +155,15 @@ def test_exact_cuts_are_nested_exact_and_take_the_first_of_equal_values(granular
     options = replace(LINEAR, granularity=granularity)
     kept = {f"p{i}": torch.ones(n, dtype=torch.bool) for i, n in enumerate(sizes)}
     at = (0.0, *sparsities(options))
-    for since, to in zip(at, at[1:], strict=False):
+    for since, to in pairwise(at):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randint(-1, 2, p.shape, generator=torch.Generator().manual_seed(int(to * 10))).float())
         smaller = cut(model, kept, options, since=since, to=to)
         for names in [["p0", "p1"]] if granularity == "global" else [["p0"], ["p1"]]:
-            left = [(abs(float(model.get_parameter(n)[i])), n, i) for n in names for i in range(len(kept[n])) if kept[n][i]]
+            left = [
+                (abs(float(model.get_parameter(n).detach()[i])), n, i) for n in names for i in range(len(kept[n])) if kept[n][i]
+            ]
             n_all = sum(len(kept[n]) for n in names)
             gone = sorted(left)[: round(to * n_all) - (n_all - len(left))]
             expected = {n: {i for _, name, i in gone if name == n} for n in names}
@@ -264,7 +268,7 @@ def _sgd(model: nn.Module, one: Round) -> None:
         with torch.no_grad():
             for p in model.parameters():
                 if p.grad is not None:
-                    p -= 0.05 * p.grad
+                    p -= 0.5 * p.grad
         held = HeldValues.on(model)
         if held is not None:
             held.enforce()
@@ -293,7 +297,7 @@ def _anew(
             model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
             for p in model.parameters():
                 if p.grad is not None:
-                    p.data -= 0.05 * p.grad
+                    p.data -= 0.5 * p.grad
             for name in names:
                 model.get_parameter(name).data *= torch.from_numpy(mask[name])
         size = [
@@ -317,7 +321,7 @@ def test_the_chain_is_the_one_written_anew(changes: dict[str, Any], rewinds: boo
     start = tiny_model("bert", width=8, d_ffn=12)
     names = [n for n, p in start.named_parameters() if ".layer." in n and p.ndim == 2]
     options = replace(LINEAR, imp_last_level=0.4, **changes)
-    plan = rounds(options, rows=8, batch_size=4, epochs=1)
+    plan = rounds(options, rows=24, batch_size=4, epochs=1)
     heads = [n for n, _ in start.named_parameters() if n.startswith("classifier")]
     model = copy.deepcopy(start)
     found = imp(model, names, _sgd, plan, options, head=heads)
@@ -325,10 +329,11 @@ def test_the_chain_is_the_one_written_anew(changes: dict[str, Any], rewinds: boo
     for level, mask in enumerate(expected, start=1):
         for name in names:
             assert np.array_equal(found.levels.mask(level).values[name].numpy(), mask[name]), f"level {level}, {name}"
-    one_shot = sorted(abs(x) for n in names for x in start.get_parameter(n).flatten().tolist())[
-        : found.mask.counts()[names[0]][1]
-    ]
-    assert one_shot, "and training moved weights, or every chain would be a one-shot mask"
+    size = np.concatenate([start.get_parameter(n).detach().abs().numpy().ravel() for n in names])
+    gone = np.concatenate([~found.mask.values[n].numpy().ravel() for n in names])
+    assert set(np.argsort(size)[: gone.sum()]) != set(np.flatnonzero(gone)), (
+        "training must decide something, or this shows nothing"
+    )
     if rewinds and head:
         Snapshot(start).check(model, found.mask)
     assert HeldValues.on(model) is None
@@ -341,10 +346,10 @@ def test_an_aliased_snapshot_is_no_rewind_at_all() -> None:
     for name, changes in {"rewound": {}, "aliased": {"rewind_source": "aliased_mlm"}, "none": {"rewind": "none"}}.items():
         options = replace(LINEAR, imp_last_level=0.3, **changes)
         model = copy.deepcopy(start)
-        found = imp(model, names, _sgd, rounds(options, rows=8, batch_size=4, epochs=1), options)
+        found = imp(model, names, _sgd, rounds(options, rows=24, batch_size=4, epochs=1), options)
         masks[name] = found.mask
         kept = found.mask.values[names[0]]
-        drift[name] = float((model.get_parameter(names[0]) - start.get_parameter(names[0]))[kept].abs().max())
+        drift[name] = float((model.get_parameter(names[0]) - start.get_parameter(names[0])).detach()[kept].abs().max())
     assert masks["aliased"] == masks["none"] != masks["rewound"]
     assert drift["rewound"] == 0.0 < drift["aliased"] == drift["none"]
 
@@ -359,7 +364,7 @@ def test_cutting_before_training_takes_the_first_level_from_the_start_weights() 
         trained.append(one.level)
         _sgd(model, one)
 
-    found = imp(copy.deepcopy(start), names, watch, rounds(options, rows=8, batch_size=4, epochs=1), options)
+    found = imp(copy.deepcopy(start), names, watch, rounds(options, rows=24, batch_size=4, epochs=1), options)
     assert trained == [1]
     size = np.concatenate([start.get_parameter(n).detach().abs().numpy().ravel() for n in names])
     kept = np.concatenate([found.levels.mask(1).values[n].numpy().ravel() for n in names])
@@ -424,7 +429,7 @@ def test_a_stretch_sees_the_rows_and_the_rates_of_its_place_in_the_run(
     later, slower = run(stretch=Stretch(steps=7, rows_from=5, schedule_from=5, schedule_steps=12))
     assert later == whole[5:] and slower == pytest.approx(schedule[5:])
     beyond, spread = run(stretch=Stretch(steps=2, rows_from=12, schedule_from=12, schedule_steps=24))
-    assert beyond[0] not in whole and sorted(sum(beyond, [])) != sorted(sum(whole[:2], [])) and spread[0] == pytest.approx(5e-4)
+    assert beyond[0] not in whole and sorted(joined(*beyond)) != sorted(joined(*whole[:2])) and spread[0] == pytest.approx(5e-4)
     capped, _ = run(stretch=Stretch(steps=3, schedule_steps=3))
     assert capped == whole[:3]
 
@@ -447,9 +452,9 @@ def test_a_stretch_that_is_stopped_goes_on_and_ends_with_the_same_bits(tiny_fold
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(copy.deepcopy(start), rows, how, SEEDS, stretch=part, checkpoints=tmp_path, every_seconds=0, progress=stop)
+        fine_tune(copy.deepcopy(start), rows, how, SEEDS, stretch=part, checkpoints=tmp_path, every_seconds=0.0, progress=stop)
     again = copy.deepcopy(start)
-    fine_tune(again, rows, how, SEEDS, stretch=part, checkpoints=tmp_path, every_seconds=0)
+    fine_tune(again, rows, how, SEEDS, stretch=part, checkpoints=tmp_path, every_seconds=0.0)
     assert _weights(again) == _weights(whole)
     with pytest.raises(TombolaError, match="of another run") as caught:
         fine_tune(copy.deepcopy(start), rows, how, SEEDS, stretch=replace(part, rows_from=3), checkpoints=tmp_path)
