@@ -20,7 +20,7 @@ LEVELS = (
     ("held", "lesion", "legacy"),
     ("ticket",),
     ("scope", "objective", "gguf"),
-    ("anatomy",),
+    ("anatomy", "levels"),
     ("mask",),
     ("stats", "store"),
     ("locks",),

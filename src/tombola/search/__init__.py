@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from tombola.search.imp import ImpSettings, imp
 from tombola.search.magnitude import MPruneSettings, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, s_prune
@@ -12,4 +13,5 @@ SEARCHES: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "s-prune": (s_prune, SPruneSettings),
     "m-prune": (m_prune, MPruneSettings),
     "one-shot": (one_shot, OneShotSettings),
+    "imp": (imp, ImpSettings),
 }

@@ -7,12 +7,13 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.search import SEARCHES
+from tombola.search.imp import ImpSettings
 from tombola.store import CELL
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
@@ -27,6 +28,9 @@ from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
+if TYPE_CHECKING:
+    from tombola.study.chains import Chain
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -35,11 +39,12 @@ class Found:
     seed: int
     dense: Cell
     search: Cell
-    pruned: Cell
+    pruned: Cell  # of a chain of rounds: the score of its last level, trained
+    chain: "Chain | None" = None  # of iterative magnitude pruning
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        return (self.dense, self.search, self.pruned)
+        return (self.dense, self.search, self.pruned) if self.chain is None else self.chain.cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,20 @@ def plan_find(
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
-    common = _common(lab, model, task, settings, layout)
+    if settings.method == "imp":
+        from tombola.study.chains import plan_chains
+
+        chains = plan_chains(lab, model, task, settings, run_seeds, layout)
+        return [Found(one.seed, one.dense, one.levels[-1], one.last, one) for one in chains]
+    common = common_settings(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
-        training = shared | {"train": asdict(settings.train), "keep_weights": True}
-        dense = _cell("fine_tune", training)
+        training = shared | {"train": settings.train.plain(), "keep_weights": True}
+        dense = planned_cell("fine_tune", training)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
-        search = _cell("search", searching, model=dense)
-        found.append(Found(run, dense, search, _cell("evaluate", shared, ticket=search, weights=dense)))
+        search = planned_cell("search", searching, model=dense)
+        found.append(Found(run, dense, search, planned_cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
@@ -119,14 +129,14 @@ def plan_controls(
     for kind in kinds:
         options = asdict(replace(settings.control, **CONTROL_KINDS[kind].changes))
         for draw in range(draws):
-            taken = _cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
+            taken = planned_cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
             controls.append(plan_test(taken, dense, settings.retrain, retrain=retrain))
     return controls
 
 
 def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, retrain: bool) -> Tested:
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
-    pruned = _cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
+    pruned = planned_cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
 
 
@@ -144,7 +154,7 @@ def plan_retrain(
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
     settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
-    return _cell("retrain", settings, ticket=ticket, dense=dense)
+    return planned_cell("retrain", settings, ticket=ticket, dense=dense)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -154,7 +164,7 @@ def plan_train_mode(mode: str, dense: Cell) -> Cell:
     if mode not in TRAIN_MODES:
         raise SettingsError([TombolaError(f"there is no train mode {mode!r}", expected=", ".join(TRAIN_MODES))])
     settings = _shared(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
-    return _cell("train_mode", settings, dense=dense)
+    return planned_cell("train_mode", settings, dense=dense)
 
 
 def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:
@@ -164,7 +174,7 @@ def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given]
     """
     check_rule(rule, options)
     taken = {f"other_{i}": one for i, one in enumerate(others)}
-    return _cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
+    return planned_cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
 
 
 def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Cell:
@@ -174,7 +184,7 @@ def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Ce
     """
     check_cut(cut)
     taken = {} if ticket is None else {"ticket": ticket}
-    return _cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
+    return planned_cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,10 +286,15 @@ def implied(task: str | Task, method: str) -> dict[str, Any]:
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:
     """The found ticket with its scores on the rows it was not chosen on, full and pruned, among its metrics."""
-    ticket = ticket_of(lab, found.search)
+    if found.chain is None:
+        ticket, stage = ticket_of(lab, found.search), "pruned"
+    else:
+        from tombola.study.chains import nested
+
+        ticket, stage = nested(lab, found.chain), "retrained"
     measured = [
         {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
-        for what, cell in (("full", found.dense), ("pruned", found.pruned))
+        for what, cell in (("full", found.dense), (stage, found.pruned))
         for row in read_rows(lab.folder(cell) / "scores.jsonl")
         if row["role"] != "selection"
     ]
@@ -322,15 +337,15 @@ def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, 
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
     shared = _shared(dense)
     if weights == "base":
-        return _cell("evaluate", shared, ticket=taken)
+        return planned_cell("evaluate", shared, ticket=taken)
     if weights == "found_on":
-        return _cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
+        return planned_cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
     folder = Path(weights)
     if not (folder / "config.json").is_file():
         raise TombolaError(
             "there are no such weights", got=weights, expected="base, found_on, or a folder written by save_pretrained"
         )
-    return _cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
+    return planned_cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
 
 
 def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
@@ -431,21 +446,21 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
         raise TicketError("the ticket does not say for which task it is", got=name, next="name the task after the ticket")
     # A ticket from elsewhere does not say how its model was trained: then the preset does.
     said = dict(ticket.settings.get("data", {})) | dict(ticket.settings.get("train", {}))
-    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source")}
+    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source", "mlm")}
     if task is not None and spec != ticket.task and values.get("selection_split") == "validation":
         del values["selection_split"]  # of rows that the other task need not have
     values |= ({} if task is None else implied(task, method_of(ticket))) | dict(changes or {})
     resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
-    common = _common(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
+    common = common_settings(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
-    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
-    return _cell("fine_tune", settings)
+    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": resolved.train.plain(), "keep_weights": True}
+    return planned_cell("fine_tune", settings)
 
 
 def _found_on(lab: Lab, name: str) -> Cell:
@@ -479,7 +494,9 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
     return None if folder is None else Cell.from_description(read_json(folder / CELL))
 
 
-def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None) -> dict[str, Any]:
+def common_settings(
+    lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None
+) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
     spec = named(lab, task)
     if ("model", model) not in lab.cache:  # hashed once a run, though every experiment of a study asks
@@ -489,6 +506,12 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: 
     data = asdict(settings.data)
     if data["report_rows"] is None:  # what is not asked for is not said: cells made before there was such a cap keep their keys
         del data["report_rows"]
+    objective = task_of(lab, spec, source_of(lab, spec).get("source")).objective
+    if objective.kind == "masked":  # likewise said only where it plays a part
+        options = settings.search if settings.method == "imp" else ImpSettings()
+        data["mlm"] = {"eval_seed": 0, "weigh": options.mlm_accuracy_weight}
+    if objective.kind != "span":
+        del data["stride"]
     by_hand = {} if layout is None else {"layout": [one.plain() for one in layout]}  # for the same reason only when given
     return {
         "model": lab.cache["model", model] | by_hand,
@@ -501,5 +524,5 @@ def _shared(dense: Cell) -> dict[str, Any]:
     return {name: dense.settings[name] for name in ("model", "data", "machine", "seeds")}
 
 
-def _cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
+def planned_cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
     return Cell(step, STEPS[step].version, settings, inputs)

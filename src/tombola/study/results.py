@@ -131,7 +131,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
                 rows = [_score_row(entry.key, row) for row in read_rows(folder / name)]
-                found += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
+                of = variants.get(_trained(cell).key, variants[entry.key])
+                found += [replace(row, task=short[row.task] + variant) for variant in of for row in rows]
         if (folder / "ticket").is_dir():
             ticket = _ticket_row(entry.key, folder)
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
@@ -162,6 +163,14 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
     )
+
+
+def _trained(cell: "Cell") -> "Cell":
+    """The cell whose ticket the scores of a cell are of: a round trains the level before the one that it holds."""
+    from tombola.study.cells import Cell
+
+    before = cell.inputs.get("ticket") if cell.step == "round" else None
+    return before if isinstance(before, Cell) else cell
 
 
 def _variants(cells: "Mapping[str, Cell]") -> dict[str, tuple[str, ...]]:
@@ -202,7 +211,7 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             own = CONTROL_KINDS[one.settings["kind"]].changes
             flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
-        if one.step == "search":  # said of every mask, so that no derived one is taken for the ticket it comes from
+        if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
             flat["mask"] = "as found"
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}

@@ -29,7 +29,10 @@ class DataSettings:
     # train: rows the model is trained on
     selection_split: Literal["held_out_from_train", "dev", "validation", "train"] = "held_out_from_train"
     split_seed: Annotated[int, Ge(0)] = 0  # which train rows are held out; the same rows for every run seed
-    max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut
+    max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut, and running text into blocks of so many
+    stride: Annotated[int, Ge(1)] = (
+        128  # tokens from one window on a context to the next; of questions with answers in a text alone
+    )
     padding: Literal["bucketed", "max_length"] = "bucketed"  # max_length: rows in shuffled order, each padded to max_length
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import DataError
-from tombola.tasks import generated, glue, text
+from tombola.tasks import generated, glue, mlm, squad, text
 from tombola.tasks.base import Grammar, Hub, Loaded, Role, Rows, Task, shared_texts, split_selection
 from tombola.tasks.files import described_task as _described
 from tombola.tasks.files import files_task, hub_task, spec_of
+from tombola.tasks.mlm import corpus_task
 from tombola.tasks.prompts import PROMPTS, asked_in_words
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "asked_in_words",
     "bare_name",
+    "corpus_task",
     "data_doubts",
     "described_task",
     "files_task",
@@ -52,6 +54,8 @@ TASKS: dict[str, Task] = {
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
     "wikitext2": text.WIKITEXT2,
+    "mlm-wikitext2": mlm.MLM_WIKITEXT2,
+    "squad": squad.SQUAD,
 }
 
 ROLES: tuple[Role, ...] = ("train", "selection", "report", "challenge")
@@ -177,6 +181,8 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         return generated.write(task, role, seed=seed)
     if isinstance(task.source, Loaded):
         return task.source.rows[task.splits[role]]
+    if task.form == "span":
+        return squad.load(task, task.splits[role], data_dir=data_dir)
     if not task.labels:
         return text.load(task, task.splits[role], data_dir=data_dir)
     return glue.load(task, task.splits[role], data_dir=data_dir)

@@ -8,6 +8,8 @@
     lesion      part of a dense model destroyed          scores of each place
     train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
+    snapshot    base → the weights of a rewind step      weights
+    round       a level of a chain, trained              scores of that level, ticket of the next
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
@@ -17,6 +19,7 @@ from typing import Any
 
 from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
+from tombola.study.steps.imp import run_round, run_snapshot
 from tombola.study.steps.scoring import run_evaluate, run_lesion
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
@@ -30,8 +33,17 @@ def _rows(cell: Cell, *roles: str) -> float:
 
 def _training_work(cell: Cell) -> float:
     # forward, gradients of activations, gradients of weights: three passes a row
-    epochs: int = cell.settings["train"]["epochs"]
-    return 3.0 * epochs * _rows(cell, "train") + _rows(cell, "selection", "report", "challenge")
+    train: Mapping[str, Any] = cell.settings["train"]
+    trained: float = train["epochs"] * _rows(cell, "train") if "steps" not in train else train["steps"] * train["batch_size"]
+    return 3.0 * trained + _rows(cell, "selection", "report", "challenge")
+
+
+def _round_work(cell: Cell) -> float:
+    if "model" in cell.inputs:
+        return 1.0
+    steps: int = cell.settings["round"]["steps"] if cell.step == "round" else cell.settings["stretch"]["steps"]
+    trained: float = steps * cell.settings["train"]["batch_size"]
+    return 3.0 * trained + _rows(cell, "selection", "report", "challenge")
 
 
 def _search_work(cell: Cell) -> float:
@@ -71,6 +83,9 @@ def _about(cell: Cell) -> str:
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
+    if cell.step == "round":
+        cuts = cell.settings["cuts"]
+        return "last level" if cuts is None else f"to {cuts['to']:.0%}"
     tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
     dense = cell.inputs.get("dense")
     longer = isinstance(dense, Cell) and cell.settings["train"]["epochs"] != dense.settings["train"]["epochs"]
@@ -86,4 +101,6 @@ STEPS: dict[str, Step] = {
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
+    "snapshot": Step(1, run_snapshot, _round_work, _title),
+    "round": Step(1, run_round, _round_work, _title),
 }

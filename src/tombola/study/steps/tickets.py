@@ -14,7 +14,7 @@ from tombola.errors import TombolaError
 from tombola.evaluate import Score
 from tombola.gates import prove_acts
 from tombola.mask import Mask
-from tombola.objective import load_weights
+from tombola.objective import Objective, load_weights
 from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
@@ -43,7 +43,6 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
     data = same_data(dense, lab)
-    labels = data.task.labels
     model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
     model.to(dense.settings["machine"]["device"])
     anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[Trial | MTrial]()
@@ -56,7 +55,7 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             for doubt in _doubts_of_search(trial.score, floor_score(trial.score, search["floor"], search["floor_rule"])):
                 lab.reporter.say(doubt)
 
-    base, seeds = dense.settings["model"], dense.settings["seeds"]
+    base = dense.settings["model"]
     found = METHODS[cell.settings["method"]](
         Asked(
             model=model,
@@ -64,32 +63,24 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             selection=encoded_rows(lab, dense, "selection", data.selection),
             metric=search.get("stsb_stop_metric", metric) if metric == "pearson" else metric,
             settings=search,
-            seed=seeds["mask"],
+            seed=dense.settings["seeds"]["mask"],
             trial=count,
         )
     )
     prove_acts(model, anatomy, found.mask)
     heads, mlps = anatomy.survival(found.mask)
-    ticket = Ticket(
+    ticket = good_ticket(
+        cell,
+        dense,
         mask=found.mask,
-        base=Weights(base["name"], base["fingerprint"], base["revision"]),
         found_on=Weights(
             f"{base['name']} fine-tuned on {data.task.name}",
             read_json(lab.folder(dense) / "train.json")["weights_fingerprint"],
             path=from_ticket(lab, str(lab.folder(dense) / "weights")),
         ),
-        anatomy=anatomy.summary(),
-        kind="good",
+        anatomy=anatomy,
         scope=found.scope,
-        sparsity=anatomy.size(found.mask).sparsity,
-        task=dense.settings["data"]["task"],
-        labels=labels,
-        preset=cell.settings["preset"],
-        settings={"method": cell.settings["method"], "search": search, "data": dense.settings["data"]}
-        | {"train": dense.settings["train"], "machine": dense.settings["machine"]}
-        | ({"objective": said} if (said := data.task.objective.describe()) else {})
-        | ({"layout": base["layout"]} if "layout" in base else {}),
-        seeds=seeds,
+        objective=data.task.objective,
         metrics=tuple(
             {"split": "selection", "what": what, "metric": one.metric, "value": one.value, "n": one.n, "majority": one.majority}
             for what, one in (("full", found.full), ("pruned", found.kept))
@@ -100,13 +91,38 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             "full_score": found.full.value,
             "survival": {"heads": heads.tolist(), "mlps": mlps.tolist()},
         },
-        cell=cell.key,
-        versions=_versions(),
     )
     ticket.save_pretrained(out / "ticket")
     if found.tensors:
         save_file(dict(found.tensors), out / "steps.safetensors")
     write_json(out / "result.json", {"warnings": _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask)})
+
+
+def good_ticket(
+    cell: Cell, run: Cell, *, mask: Mask, found_on: Weights, anatomy: Anatomy, scope: str, objective: Objective, **facts: Any
+) -> Ticket:
+    """The ticket that a cell of a search found; `run` is the one that says model, data, training and seeds."""
+    base, said = run.settings["model"], run.settings
+    return Ticket(
+        mask=mask,
+        base=Weights(base["name"], base["fingerprint"], base["revision"]),
+        found_on=found_on,
+        anatomy=anatomy.summary(),
+        kind="good",
+        scope=scope,
+        sparsity=anatomy.size(mask).sparsity,
+        task=said["data"]["task"],
+        labels=objective.labels,
+        preset=cell.settings["preset"],
+        settings={"method": cell.settings["method"], "search": cell.settings["search"], "data": said["data"]}
+        | {"train": said["train"], "machine": said["machine"]}
+        | ({"objective": asked} if (asked := objective.describe()) else {})
+        | ({"layout": base["layout"]} if "layout" in base else {}),
+        seeds=said["seeds"],
+        cell=cell.key,
+        versions=_versions(),
+        **facts,
+    )
 
 
 def _doubts_of_search(full: Score, floor: float | None) -> list[str]:
