@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import tiny_family, tiny_model
+from conftest import sentiment, tiny_family, tiny_model, trained_on_sentiment
 from tombola.anatomy import probe_inputs, read_anatomy
-from tombola.errors import MaskError, SettingsError
+from tombola.errors import MaskError, SettingsError, TombolaError
+from tombola.evaluate import predict, score
 from tombola.gates import first_tensor, masked
 from tombola.mask import Mask
 from tombola.prune import count_of
@@ -23,8 +25,11 @@ from tombola.search.learned import (
     ScoredMask,
     check_learned,
     check_scores,
+    learn_mask,
     sparsity_at,
 )
+from tombola.tasks.encode import Encoded
+from tombola.train import RunSeeds
 
 UNITS = ("values", "heads", "mlps", "neurons")
 
@@ -386,3 +391,90 @@ def test_scores_that_are_all_equal_and_scores_that_are_no_numbers_are_refused() 
             scored.refresh()
     with pytest.raises(MaskError):
         on(model, anatomy, scope="nothing.like.it")
+
+
+# ---------------------------------------------------------------------------------------------- trained on rows, by Trainer
+
+
+SEEDS = RunSeeds(head=0, data=0, dropout=0, mask=0)
+FAST = {"sparsity": 0.7, "mask_epochs": 2, "mask_learning_rate": 1e-2, "scope": "body:weights"}
+
+
+@pytest.fixture(scope="module")
+def knows(tiny_folder: Path) -> tuple[Any, Any, Encoded]:
+    model = trained_on_sentiment(tiny_folder)
+    return model, read_anatomy(model), sentiment(tiny_folder, 200, 5)
+
+
+def accuracy(model: Any, anatomy: Any, mask: Mask, rows: Encoded) -> float:
+    with masked(model, anatomy, mask):
+        return float(score(predict(model, rows), "accuracy").value)
+
+
+@pytest.mark.parametrize("estimator", ["identity", "clamped", "bernoulli", "hard_concrete"])
+def test_a_learned_mask_scores_higher_than_the_one_it_started_from(knows: Any, tiny_folder: Path, estimator: str) -> None:
+    model, anatomy, train = knows
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    slow = {"mask_learning_rate": 0.2, "mask_epochs": 8} if estimator == "hard_concrete" else {}  # noise first has to settle
+    settings = LearnedSettings(**{**FAST, **slow}, estimator=estimator, score_init="random")
+    with ScoredMask(model, anatomy, settings, SEEDS.mask) as scored:
+        start = scored.mask()
+    found = learn_mask(model, anatomy, train, settings, SEEDS, batch_size=16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "the weights stood still"
+    held = sentiment(tiny_folder, 200, 9)
+    assert accuracy(model, anatomy, found.mask, held) >= accuracy(model, anatomy, start, held) + 0.1
+    for part in found.mask.values.values():
+        assert part.numel() - int(part.sum()) == round(0.7 * part.numel())
+    assert found.log.steps == settings.mask_epochs * 13 and found.drift is not None
+
+
+def test_a_rising_schedule_ends_at_its_target_and_says_so_exactly(knows: Any) -> None:
+    model, anatomy, train = knows
+    settings = LearnedSettings(**{**FAST, "sparsity": 0.9}, schedule="cubic", start_sparsity=0.5, score_init="soft")
+    seen = []
+    found = learn_mask(
+        model, anatomy, train, settings, SEEDS, loss=lambda logits, labels, rows, share: spy(seen, share, logits, labels)
+    )
+    assert all(part.numel() - int(part.sum()) == round(0.9 * part.numel()) for part in found.mask.values.values())
+    assert seen[0] == 0 and seen == sorted(seen) and len(seen) == found.log.steps
+
+
+def spy(seen: list[float], share: float, logits: Tensor, labels: Tensor) -> Tensor:
+    seen.append(share)
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def test_a_loss_of_ones_own_meets_the_rows_it_asks_for(knows: Any) -> None:
+    model, anatomy, train = knows
+    met: list[int] = []
+
+    def loss(logits: Tensor, labels: Tensor, rows: Tensor, share: float) -> Tensor:
+        assert labels.tolist() == [train.labels[row] for row in rows.tolist()]
+        met.extend(rows.tolist())
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    settings = LearnedSettings(**{**FAST, "mask_epochs": 1})
+    one = learn_mask(model, anatomy, train, settings, SEEDS, loss=loss)
+    assert sorted(met) == list(range(len(train)))
+    assert one.mask == learn_mask(model, anatomy, train, settings, SEEDS).mask, "cross-entropy is the model's own loss"
+
+
+@pytest.mark.parametrize("estimator", ["identity", "bernoulli"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_mask(knows: Any, tmp_path: Path, estimator: str) -> None:
+    model, anatomy, train = knows
+    settings = LearnedSettings(**FAST, estimator=estimator, sparsity_refresh_steps=3, schedule="stepwise", start_sparsity=0.3)
+    whole = learn_mask(model, anatomy, train, settings, SEEDS)
+
+    def stop(share: float) -> None:
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_mask(model, anatomy, train, settings, SEEDS, checkpoints=tmp_path / "c", every_seconds=0.0, progress=stop)
+    assert list((tmp_path / "c").glob("checkpoint-*")), "or this test shows nothing"
+    assert not any("parametrizations" in name for name, _ in model.named_parameters()), "the mask was taken off"
+    again = learn_mask(model, anatomy, train, settings, SEEDS, checkpoints=tmp_path / "c", every_seconds=0.0)
+    assert again.mask == whole.mask and again.log.losses == whole.log.losses
+    other = LearnedSettings(**{**FAST, "sparsity": 0.6}, estimator=estimator)
+    with pytest.raises(TombolaError, match="recipe"):
+        learn_mask(model, anatomy, train, other, SEEDS, checkpoints=tmp_path / "c")

@@ -15,9 +15,9 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import count, islice
@@ -78,6 +78,16 @@ class Stretch:
     schedule_steps: Annotated[int, Ge(1)]  # the learning rate falls to 0 over so many
     rows_from: Annotated[int, Ge(0)] = 0
     schedule_from: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a run does otherwise than to minimise the model's own loss."""
+
+    # (logits, labels, numbers of the rows in `train`, share of training done in [0, 1]) → the loss of the batch
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
+    before_step: Callable[[int, float], object] = lambda step, share: None  # step from 0, share done before it
+    said: Mapping[str, Any] = field(default_factory=dict)  # all that these depend on, as JSON: a part of what a checkpoint is for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +176,7 @@ def fine_tune(
     every_seconds: float = 60.0,
     ours: Callable[[], object] = lambda: None,
     stretch: Stretch | None = None,
+    recipe: Recipe | None = None,
 ) -> TrainLog:
     """Trains `model` in place on all of `train` and leaves it in eval mode; returns what was done.
 
@@ -180,6 +191,7 @@ def fine_tune(
                     0 saves at every log.
     ours            raises when `checkpoints` belongs to another process by now: asked before each save, and before it counts.
     stretch         a part of the run instead of all of it, with a new optimizer: `epochs` and `steps` then play no part.
+    recipe          another loss than the model's own, and what is done before each step.
 
     Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
     threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
@@ -193,10 +205,12 @@ def fine_tune(
     import transformers
     from safetensors.torch import save_model
 
-    def to_batch(rows: list[int]) -> dict[str, torch.Tensor]:
-        if stretch is None:
-            return collate(train, rows)
-        return collate(train, [row % len(train) for row in rows], drawn=(seeds.data, rows[0] // len(train)))
+    own_loss = None if recipe is None else recipe.loss
+
+    def to_batch(items: list[int]) -> dict[str, torch.Tensor]:
+        rows = [item % len(train) for item in items]
+        batch = collate(train, rows, drawn=None if stretch is None else (seeds.data, items[0] // len(train)))
+        return batch if own_loss is None else batch | {"rows": torch.tensor(rows)}
 
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
@@ -211,6 +225,12 @@ def fine_tune(
             loader: DataLoader[Any] = DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
             prepared: DataLoader[Any] = self.accelerator.prepare(loader)
             return prepared
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if own_loss is None:
+                return super().compute_loss(model, inputs, *args, **kwargs)
+            rows, labels = inputs.pop("rows"), inputs.pop("labels")
+            return own_loss(model(**inputs).logits, labels, rows, self.state.global_step / max(self.state.max_steps, 1))
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             if stretch is None:
@@ -232,12 +252,17 @@ def fine_tune(
                 raise TombolaError("the weights of a checkpoint do not fit the model", got=str(load_result))
 
     class Report(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if recipe is not None:
+                recipe.before_step(state.global_step, state.global_step / max(state.max_steps, 1))
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step / max(state.max_steps, 1))
 
     callbacks, resumed = [Report()], None
     if checkpoints is not None:
         run = _identity(model, train, settings, seeds, device) | ({} if stretch is None else {"stretch": asdict(stretch)})
+        run |= {} if recipe is None else {"recipe": dict(recipe.said)}
         resumed = last_checkpoint(checkpoints, run)
         callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed, ours))
     steps = stretch.steps if stretch else -(-len(train) // settings.batch_size) * settings.epochs

@@ -14,14 +14,15 @@ concrete: Louizos, Welling, Kingma 2018, with the Lagrangian of Wang, Wohlwend, 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
 from tombola.anatomy import Anatomy
@@ -29,6 +30,11 @@ from tombola.errors import MaskError, SettingsError, TombolaError
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, prune
 from tombola.scope import scope_parameters
+from tombola.tasks.encode import Encoded
+from tombola.train import Recipe, RunSeeds, TrainLog, TrainSettings, fine_tune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Unit = Literal["values", "heads", "mlps", "neurons"]
 Estimator = Literal["identity", "clamped", "bernoulli", "hard_concrete"]
@@ -60,6 +66,9 @@ class LearnedSettings:
     gradual_end: Annotated[float, Gt(0), Le(1)] = 0.75  # and at which it has arrived
     schedule_stages: Annotated[int, Ge(1)] = 10  # of stepwise
     train_weights: bool = False  # movement pruning: weights are trained beside the scores
+    mask_epochs: Annotated[int, Ge(1)] = 5
+    mask_learning_rate: Annotated[float, Gt(0)] = 5e-5  # of scores; at this rate a hard start needs some 200 steps to cross t
+    mask_warmup_steps: Annotated[int, Ge(0)] = 0
 
 
 def check_learned(settings: LearnedSettings) -> None:
@@ -275,10 +284,10 @@ class ScoredMask:
         """What weights are multiplied by now: 0 or 1 with the scores' gradient, or a drawn gate."""
         scores = part.scores
         if self.settings.estimator == "hard_concrete":
-            return _hard_concrete(scores, self._draws) if self.model.training else part.kept.to(scores.dtype)
+            return _hard_concrete(scores) if self.model.training else part.kept.to(scores.dtype)
         chosen = self._chosen(part)
         if self.settings.estimator == "bernoulli" and self.model.training:
-            chosen = torch.rand(scores.shape, generator=self._draws).to(scores.device) < scores.detach().sigmoid()
+            chosen = torch.rand_like(scores) < scores.detach().sigmoid()
         passed = scores.clamp(-1, 1) if self.settings.estimator == "clamped" else scores
         return passed + (chosen.to(scores.dtype) - passed).detach()  # the value of `chosen`, the gradient of the score
 
@@ -318,6 +327,72 @@ class _Straight(torch.autograd.Function):
             gradient * weight if ctx.needs_input_grad[1] else None,
             None,
         )
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedResult:
+    """What mask training ended with."""
+
+    mask: Mask  # exact at the sparsity asked for
+    log: TrainLog
+    drift: float | None  # see `ScoredMask.drift`; None where only one selection was made
+
+
+RowLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # as `Recipe.loss`
+
+
+def learn_mask(
+    model: "PreTrainedModel",
+    anatomy: Anatomy,
+    train: Encoded,
+    settings: LearnedSettings,
+    seeds: RunSeeds,
+    *,
+    loss: RowLoss | None = None,
+    said: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+    **how: Any,
+) -> LearnedResult:
+    """The mask that is learned on `train` from the weights of `model`, which has them, untouched, when this returns.
+
+    With `train_weights` the model has its new weights, those the mask was learned with, and the removed ones are not zero.
+    loss: of a batch, instead of the model's own; `said`: what it depends on, as JSON. `how`: device, progress, checkpoints and
+    what goes with them, as `fine_tune` takes them; a run that was killed goes on to the same mask.
+    Raises: MaskError when the scores end all equal; as `ScoredMask` and `fine_tune`.
+    """
+    with ScoredMask(model, anatomy, settings, seeds.mask) as scored:
+
+        def before_step(step: int, share: float) -> None:
+            if step % settings.sparsity_refresh_steps == 0:
+                scored.refresh(sparsity_at(settings, share))
+
+        def with_penalty(logits: Tensor, labels: Tensor, rows: Tensor, share: float) -> Tensor:
+            inner = cross_entropy(logits, labels) if loss is None else loss(logits, labels, rows, share)
+            return inner + scored.penalty().to(inner)
+
+        log = fine_tune(
+            model,
+            train,
+            TrainSettings(
+                learning_rate=settings.mask_learning_rate,
+                epochs=settings.mask_epochs,
+                batch_size=batch_size,
+                warmup_steps=settings.mask_warmup_steps,
+            ),
+            seeds,
+            recipe=Recipe(
+                loss=with_penalty if loss is not None or scored.multipliers else None,
+                before_step=before_step,
+                said={"mask": asdict(settings), "seed": seeds.mask} | dict(said or {}),
+            ),
+            **how,
+        )
+        scored.refresh(sparsity_at(settings, 1.0))
+        check_scores({name: part.scores for name, part in scored._parts.items()})
+        return LearnedResult(scored.mask(), log, scored.drift)
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
@@ -412,8 +487,8 @@ def _drawn_subset(n: int, sparsity: float, how: str, draws: torch.Generator) -> 
     return kept
 
 
-def _hard_concrete(log_alpha: Tensor, draws: torch.Generator) -> Tensor:
-    u = torch.rand(log_alpha.shape, generator=draws).clamp(1e-6, 1 - 1e-6).to(log_alpha.device)
+def _hard_concrete(log_alpha: Tensor) -> Tensor:
+    u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)  # by the generator that a checkpoint brings back
     drawn = ((u.log() - (-u).log1p() + log_alpha) / _BETA).sigmoid()
     return (drawn * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
