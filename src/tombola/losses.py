@@ -11,9 +11,10 @@ reweighting: Schuster et al. 2019; confidence regularisation: Utama, Moosavi, Gu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, nll_loss, softplus
@@ -22,6 +23,11 @@ from tombola.errors import SettingsError, TombolaError
 
 Logits = Float[Tensor, "row cls"]
 Normalisation = Literal["batch_weight_sum", "none", "dataset_mean"]
+
+LossName = Literal[
+    "ce", "poe", "reweight", "conf-reg", "focal", "distillation", "label-smoothing", "smoothed-reweight", "smoothed-distillation",
+    "permuted-distillation",
+]  # fmt: skip
 
 # A probability of 0 counts as this, after which the others are scaled: a product with 0 would ask for infinite logits.
 SMALLEST = 1e-6
@@ -43,6 +49,23 @@ class RowLosses:
 
     values: Float[Tensor, " row"]
     weights: Float[Tensor, " row"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """What models are trained against, by the names of the reproduction's table; the defaults are its `corrected` column."""
+
+    loss: LossName = "ce"  # of the dense model, and of tickets that are retrained; a learned mask has its own, `mask_loss`
+    bias_model: str | None = None  # of `tombola.bias.BIAS_MODELS`: what losses against a bias need
+    bias_predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
+    bias_vectors: Literal["none", "model"] = "none"  # word vectors of overlap features: none, or the base's input embeddings
+    reweight_normalisation: Normalisation = "batch_weight_sum"
+    anneal_to: Annotated[float, Gt(0), Le(1)] = 1.0  # the bias to this power at the end of training, linearly from 1
+
+    def plain(self, loss: str) -> dict[str, dict[str, object]]:
+        """What a cell says of its loss, as JSON; nothing of cross-entropy, so that cells older than losses keep their names."""
+        about = {"loss": loss, "reweight_normalisation": self.reweight_normalisation, "anneal_to": self.anneal_to}
+        return {} if loss == "ce" else {"loss": about}
 
 
 # --------------------------------------------------------------------------------------------------------------- losses

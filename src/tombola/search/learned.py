@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 
 from tombola.anatomy import Anatomy
 from tombola.errors import MaskError, SettingsError, TombolaError
+from tombola.losses import LossName
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, prune
 from tombola.scope import scope_parameters
@@ -65,6 +66,7 @@ class LearnedSettings:
     schedule_begin: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of training at which it begins to rise
     gradual_end: Annotated[float, Gt(0), Le(1)] = 0.75  # and at which it has arrived
     schedule_stages: Annotated[int, Ge(1)] = 10  # of stepwise
+    mask_loss: LossName = "ce"  # see `tombola.losses`; a teacher is the model itself
     train_weights: bool = False  # movement pruning: weights are trained beside the scores
     mask_epochs: Annotated[int, Ge(1)] = 5
     mask_learning_rate: Annotated[float, Gt(0)] = 5e-5  # of scores; at this rate a hard start needs some 200 steps to cross t

@@ -83,8 +83,8 @@ def _machine_of(cell: Cell) -> Mapping[str, Any]:
 
 def flops(cell: Cell, lab: Lab, out: Path) -> float:
     """FLOPs of a cell that was just computed into `out`, by the formula above; 0 for one that runs no model."""
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
-    if base is None or cell.step in ("control", "derive"):
+    base = cell.run
+    if base is None or cell.step in ("control", "derive", "bias"):
         return 0.0
     forward = 2.0 * _matrix_weights(lab, base)
     if cell.step in ("round", "snapshot"):
@@ -95,6 +95,11 @@ def flops(cell: Cell, lab: Lab, out: Path) -> float:
         frozen = cell.step == "train_mode" and TRAIN_MODES[cell.settings["mode"]].frozen  # nothing goes back through the body
         trained = (1.0 if frozen else 3.0) * float(read_json(out / "train.json")["padded_tokens"])
         return forward * (trained + _tokens(lab, base, "selection", "report", "challenge"))
+    if cell.step == "search" and cell.settings["method"] == "learned":
+        trained = float(read_json(out / "result.json")["train"]["padded_tokens"])
+        return forward * (
+            3.0 * trained + 2.0 * _tokens(lab, base, "selection")
+        )  # scores want what weights want: all three passes
     if cell.step == "search":
         path = read_json(out / "ticket" / "ticket.json")["details"]["path"]
         return forward * PASSES_PER_TRIAL.get(cell.settings["method"], 2) * max(len(path), 1) * _tokens(lab, base, "selection")

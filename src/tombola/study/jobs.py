@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola.anatomy import Layout
+from tombola.bias import BIAS_MODELS
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.losses import LOSSES, LossSettings
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.search.imp import ImpSettings
@@ -94,14 +96,32 @@ def plan_find(
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
         training = shared | {"train": settings.train.plain(), "keep_weights": True}
-        dense = planned_cell("fine_tune", training)
+        loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
+        teacher = {"teacher": planned_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
+        dense = planned_cell("fine_tune", training | loss.plain(loss.loss), **plan_bias(common, loss, loss.loss), **teacher)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
-        search = planned_cell("search", searching, model=dense)
+        learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
+        search = planned_cell("search", searching | learning[0], model=dense, **learning[1])
         found.append(Found(run, dense, search, planned_cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
     return found
+
+
+def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
+    """{"bias": the cell of the bias-only model that a loss needs}, or nothing. One for all seeds: it depends on rows alone.
+
+    Raises: SettingsError when no bias-only model is named.
+    """
+    if "bias" not in LOSSES[loss].needs:
+        return {}
+    if settings.bias_model not in BIAS_MODELS:
+        known = ", ".join(BIAS_MODELS)
+        raise SettingsError([TombolaError(f"the loss {loss} needs a bias_model", got=settings.bias_model, expected=known)])
+    said = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions, "vectors": settings.bias_vectors}
+    base = {"model": common["model"]} if settings.bias_vectors == "model" else {}
+    return {"bias": planned_cell("bias", {"data": common["data"], "bias": said} | base)}
 
 
 def plan_controls(
@@ -147,14 +167,22 @@ def plan_retrain(
     *,
     keep_weights: bool = False,
     epochs: int | None = None,
+    loss: LossSettings | None = None,
 ) -> Cell:
     """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
 
-    epochs: another number of them, with a schedule of its own.
+    epochs: another number of them, with a schedule of its own. loss: another one, with `dense` as teacher where it needs one.
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
     settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
-    return planned_cell("retrain", settings, ticket=ticket, dense=dense)
+    if loss is not None:
+        said, known = loss.plain(loss.loss), plan_bias(dense.settings, loss, loss.loss)
+    else:
+        said = {"loss": dense.settings["loss"]} if "loss" in dense.settings else {}
+        known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher") and isinstance(one, Cell)}
+    if loss is not None and "teacher" in LOSSES[loss.loss].needs:
+        known["teacher"] = dense
+    return planned_cell("retrain", settings | said, ticket=ticket, dense=dense, **known)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -355,7 +383,8 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     from tombola.evaluate import predict
     from tombola.objective import load_weights
 
-    dense = next(one for one in cell.needed() if "data" in one.settings)
+    dense = cell.run
+    assert dense is not None
     data = task_data(lab, dense.settings["data"]["task"], dense.settings["data"])
     rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
     encoded = encoded_rows(lab, dense, "calibration", rows)

@@ -378,7 +378,7 @@ def _speed(lab: Lab, cell: Cell) -> float:
     from tombola.store import fingerprint
     from tombola.study.jobs import seconds_per_row_pass
 
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
+    base = cell.run
     if base is None:
         return 0.0
     data = {name: value for name, value in base.settings["data"].items() if name != "rows"}
@@ -397,7 +397,7 @@ def _bytes(lab: Lab, cell: Cell) -> int:
     """About what a cell keeps: weights like the base's, a line a prediction, a bit a maskable value."""
     from tombola.study.data import base_folder
 
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
+    base = cell.run
     if base is None:
         return 0
     known = ("weights bytes", base.settings["model"]["fingerprint"])

@@ -43,6 +43,11 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "super_bad_draw": ("per_seed", "once", "per_seed"),
     "retrain_start": ("pretrained_keep_tuned_embeddings", "pretrained_all", "pretrained_all"),
     "empty_layer_bias": ("keep", "mask_keeps_shrink_drops", "keep"),
+    # Liu et al. 2022 and llyx97/sparse-and-robust-PLM at 773dab1b
+    "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
+    "sparsity_refresh_steps": (1000, 1000, 1),
+    "gradual_end": (1.0, 1.0, 0.75),
+    "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
     # Chen et al. 2020 and VITA-Group/BERT-Tickets at 4d8e035
     "imp_schedule": ("geometric", "linear", "linear"),
     "imp_last_level": (0.9, 1.0, 0.9),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from tombola.errors import MaskError, SettingsError, TombolaError
+from tombola.losses import LossSettings
 from tombola.search import SEARCHES
 from tombola.search.controls import ControlSettings
 from tombola.study.presets import DEFAULT, preset_values
@@ -52,6 +53,7 @@ GROUPS: dict[str, type[Any]] = {
     "train": TrainSettings,
     "control": ControlSettings,
     "retrain": RetrainSettings,
+    "loss": LossSettings,
 }
 
 
@@ -66,6 +68,7 @@ class Settings:
     search: Any  # the settings class of the method
     control: ControlSettings
     retrain: RetrainSettings
+    loss: LossSettings
     seeds: tuple[RunSeeds, ...]
 
     def plain(self) -> dict[str, dict[str, Any]]:

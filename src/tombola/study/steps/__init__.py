@@ -20,6 +20,7 @@ from typing import Any
 from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
 from tombola.study.steps.imp import run_round, run_snapshot
+from tombola.study.steps.losses import run_bias
 from tombola.study.steps.scoring import run_evaluate, run_lesion
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
@@ -49,6 +50,9 @@ def _round_work(cell: Cell) -> float:
 def _search_work(cell: Cell) -> float:
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
+    if cell.settings["method"] == "learned":
+        epochs: int = cell.settings["search"]["mask_epochs"]
+        return 3.0 * epochs * _rows(dense, "train") + 2.0 * _rows(dense, "selection")
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
 
@@ -103,4 +107,5 @@ STEPS: dict[str, Step] = {
     "retrain": Step(1, run_training, _training_work, _title),
     "snapshot": Step(1, run_snapshot, _round_work, _title),
     "round": Step(1, run_round, _round_work, _title),
+    "bias": Step(1, run_bias, lambda cell: 0.1 * _rows(cell, "train"), _title),
 }

@@ -26,8 +26,10 @@ from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import encoded_rows, layout_of, same_data
 from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
-from tombola.study.searches import METHODS, Asked
-from tombola.study.steps.shared import from_ticket, lesion_seed, taken_ticket, ticket_of
+from tombola.study.searches import METHODS, TRAINED, Asked, Outcome
+from tombola.study.steps.losses import loss_of
+from tombola.study.steps.shared import from_ticket, lesion_seed, run_seeds, taken_ticket, ticket_of
+from tombola.study.steps.training import resumable
 from tombola.ticket import Ticket, Weights, locate_weights, resolve_model
 
 if TYPE_CHECKING:
@@ -43,10 +45,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
     data = same_data(dense, lab)
-    model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
-    model.to(dense.settings["machine"]["device"])
-    anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[Trial | MTrial]()
-    search, metric = cell.settings["search"], data.task.metric
+    search, metric, tried = cell.settings["search"], data.task.metric, list[Trial | MTrial]()
+    device = dense.settings["machine"]["device"]
 
     def count(trial: Trial | MTrial) -> None:
         tried.append(trial)
@@ -55,9 +55,13 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             for doubt in _doubts_of_search(trial.score, floor_score(trial.score, search["floor"], search["floor_rule"])):
                 lab.reporter.say(doubt)
 
-    base = dense.settings["model"]
-    found = METHODS[cell.settings["method"]](
-        Asked(
+    def searched(checkpoints: Path | None) -> "tuple[PreTrainedModel, Anatomy, Outcome]":
+        model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
+        model.to(device)
+        anatomy = read_anatomy(model, layout_of(dense.settings["model"]))
+        how = {"device": device, "progress": lambda share: progress(0.9 * share), "checkpoints": checkpoints}
+        how |= {"every_seconds": lab.checkpoint_seconds, "ours": lambda: lab.store.scratch(cell.key)}
+        asked = Asked(
             model=model,
             anatomy=anatomy,
             selection=encoded_rows(lab, dense, "selection", data.selection),
@@ -65,8 +69,16 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             settings=search,
             seed=dense.settings["seeds"]["mask"],
             trial=count,
+            train=lambda: encoded_rows(lab, dense, "train", data.train),
+            seeds=run_seeds(dense.settings),
+            batch_size=dense.settings["train"]["batch_size"],
+            recipe=lambda: loss_of(cell, lab, data, model),
+            how=how,
         )
-    )
+        return model, anatomy, METHODS[cell.settings["method"]](asked)
+
+    base = dense.settings["model"]
+    model, anatomy, found = resumable(cell, lab, searched) if cell.settings["method"] in TRAINED else searched(None)
     prove_acts(model, anatomy, found.mask)
     heads, mlps = anatomy.survival(found.mask)
     ticket = good_ticket(
@@ -95,7 +107,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     ticket.save_pretrained(out / "ticket")
     if found.tensors:
         save_file(dict(found.tensors), out / "steps.safetensors")
-    write_json(out / "result.json", {"warnings": _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask)})
+    said = _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask) + list(found.said)
+    write_json(out / "result.json", {"warnings": said} | ({} if found.log is None else {"train": asdict(found.log)}))
 
 
 def good_ticket(

@@ -20,6 +20,7 @@ from tombola.study.cells import Cell, Lab, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import TRAIN_MODES, TrainMode
 from tombola.study.settings import RetrainSettings
+from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.ticket import Ticket, fingerprint_folder
 from tombola.train import RunSeeds, Stretch, TrainLog, TrainSettings, fine_tune
@@ -93,6 +94,7 @@ def _trained(
         checkpoints=checkpoints,
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
+        recipe=loss_of(cell, lab, data),
         stretch=Stretch(**settings["stretch"]) if "stretch" in settings else None,
     )
     return model, log, said
