@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TicketError, TombolaError
@@ -147,14 +147,36 @@ def plan_retrain(
     *,
     keep_weights: bool = False,
     epochs: int | None = None,
+    start: Cell | None = None,
+    taking: Literal["body", "all"] = "body",
 ) -> Cell:
     """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
 
-    epochs: another number of them, with a schedule of its own.
+    epochs: another number of them, with a schedule of its own. start: a cell with weights to start from instead of the base,
+    without its head ("body") or with it ("all").
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
     settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
+    if start is not None:
+        return planned_cell("retrain", settings | {"start": taking}, ticket=ticket, dense=dense, start=start)
     return planned_cell("retrain", settings, ticket=ticket, dense=dense)
+
+
+def plan_base_mask(
+    dense: Cell, criterion: str, sparsity: float, *, scope: str, granularity: str = "global", rows: int = 128
+) -> Cell:
+    """The cell of a mask of the pre-trained weights of `dense`'s base, for its task.
+
+    rows: of train, for a criterion that looks at any.
+    """
+    search = {"criterion": criterion, "sparsity": sparsity, "scope": scope, "granularity": granularity}
+    settings = _shared(dense) | {"train": dense.settings["train"], "method": "one-shot", "preset": DEFAULT, "search": search}
+    return planned_cell("base_mask", settings | {"rows": rows})
+
+
+def plan_barrier(a: Cell, b: Cell, points: int = 11) -> Cell:
+    """The cell of the straight line between two trained models of one task, whose cells keep their weights."""
+    return planned_cell("barrier", _shared(a) | {"points": points}, a=a, b=b)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
