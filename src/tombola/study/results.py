@@ -251,7 +251,10 @@ def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]
 
     said, first = [], None
     for one in rungs:
-        rows = [row for row in scores_of(lab, one.cells) if row.role == "report"]
+        scored = [
+            cell for cell in one.cells if cell.step != "round" or cell.settings["cuts"] is None
+        ]  # of a chain its last level
+        rows = [row for row in scores_of(lab, scored) if row.role == "report"]
         rows = [row for row in rows if row.metric == rows[0].metric]
         scores = by_seed(rows)
         first = first or scores
