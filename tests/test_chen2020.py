@@ -244,7 +244,7 @@ def test_a_transferred_mask_starts_from_weights_trained_elsewhere_and_never_from
 
 
 def test_unions_and_intersections_of_two_tasks(lab: Lab, tiny_folder: Path) -> None:
-    cells = parts(lab, tiny_folder, "set-algebra", of=(("cola", "sst2"), ("cola", "squad")), sparsities=(0.2,))
+    cells = parts(lab, tiny_folder, "set-algebra", joins=(("cola", "sst2"), ("cola", "squad")), sparsities=(0.2,))
     assert {name: len(of) for name, of in cells.items()} == {"sst2": 2, "cola": 2}, "of tasks that are not in the study nothing"
     derived = [cell.inputs["ticket"] for cell in cells["sst2"]]
     lab.run([one for one in derived if isinstance(one, Cell)])
@@ -317,7 +317,7 @@ def test_a_barrier_is_the_rise_of_the_loss_above_the_line(lab: Lab, tiny_folder:
     for share in (0.0, 0.5, 1.0):
         model.load_state_dict({n: (1 - share) * ends[0][n] + share * ends[1][n] for n in ends[0]})
         with torch.no_grad():
-            total = [float(model(**{k: v for k, v in b.items()}).loss) * len(i) for i, b in batches(encoded)]
+            total = [float(model(**b).loss) * len(i) for i, b in batches(encoded)]
         losses.append(sum(total) / len(encoded))
     found = [row["loss"] for row in rows if row["role"] == "report"]
     assert found == pytest.approx(losses, rel=1e-4)

@@ -233,7 +233,7 @@ class StartOptions(Nothing):
 
 
 def transfer_start(context: Context, options: StartOptions) -> list[Cell]:
-    """Row 11: a source's mask trained on this task from θ0, from the source's rewound weights, and from those trained on the source."""
+    """Row 11: a source's mask trained on this task from θ0, and from weights of early and of late in the source's own training."""
     cells: list[Cell] = []
     for name in _sources(context, options.sources):
         source = _of_task(context, name)
@@ -253,7 +253,7 @@ def transfer_start(context: Context, options: StartOptions) -> list[Cell]:
 class AlgebraOptions(Nothing):
     """Of which tasks of the study the tickets are joined, at which levels; where fewer are in the study, those."""
 
-    of: tuple[tuple[str, ...], ...] = (("cola", "sst2"), ("cola", "squad"), ("cola", "sst2", "squad"))
+    joins: tuple[tuple[str, ...], ...] = (("cola", "sst2"), ("cola", "squad"), ("cola", "sst2", "squad"))
     sparsities: Sparsities = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -261,7 +261,7 @@ def set_algebra(context: Context, options: AlgebraOptions) -> list[Cell]:
     """X3: what all, and what any, of the tickets of several tasks keep, trained on each of these tasks."""
     cells: list[Cell] = []
     here = str(context.task)
-    for names in options.of:
+    for names in options.joins:
         if here not in names or not set(names) <= context.tasks.keys():
             continue
         by_task = {name: chains_of(_of_task(context, name)) for name in names}
