@@ -233,7 +233,7 @@ class StartOptions(Nothing):
 
 
 def transfer_start(context: Context, options: StartOptions) -> list[Cell]:
-    """Row 11: a source's mask trained on this task from θ0, and from weights of early and of late in the source's own training."""
+    """Row 11: a source's mask trained on this task from θ0, and from early and late weights of the source's own training."""
     cells: list[Cell] = []
     for name in _sources(context, options.sources):
         source = _of_task(context, name)
