@@ -8,7 +8,7 @@
     search      a whole s-prune search                                 weight     what a mask weighs on disk
     m-search    a whole m-prune search                                 attention  norm-weighted maps of rows of 128 tokens
     ticket      memory that a ticket of a real decoder adds            import     the start of a process
-    study       what a study takes beside what its cells compute
+    study       what a study takes beside what its cells compute       chain      nested masks on disk, memory of training them
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
 says below what. Asserted are counts and equal results, never seconds: a target that is missed is said, and no error.
@@ -67,6 +67,7 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "m-search": {"cola": {"published": AtLeast(5)}},
     "selection": {"cola": {"training step": AtLeast(10)}},  # so that selecting takes at most 10 % of it
     "weight": {"": {"bits/value": AtMost(1.02)}},
+    "chain": {"": {"bits/value": AtMost(5), "nested": AtMost(4.05), "memory": AtMost(1)}},
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
     "study": {"": {"CPU a cell": AtMost(0.05), "load 1,000": AtMost(5), "plan 9 × 5": AtMost(2)}},
     "attention": {"": {"explicit": AtLeast(5), "memory": AtMost(0.05)}},
@@ -128,6 +129,7 @@ def run(options: Options) -> dict[str, Any]:
     import torch
 
     from attention import attention
+    from chain import chain
     from decoder import ticket_memory
     from engine import study
     from measure import Figure, Setup, Timed, prepare
@@ -145,6 +147,7 @@ def run(options: Options) -> dict[str, Any]:
         "m-search": m_search,
         "selection": selection,
         "weight": weight,
+        "chain": chain,
         "ticket": ticket_memory,
         "study": study,
         "attention": attention,

@@ -52,6 +52,20 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "padding": ("max_length", "max_length", "bucketed"),
     "super_bad_rule": ("least_surviving", "removed_in_all", "least_surviving"),
     "super_bad_draw": ("per_seed", "once", "per_seed"),
+    # of Chen et al. 2020
+    "imp_schedule": ("geometric", "linear", "linear"),
+    "imp_last_level": (0.9, 1.0, 0.9),
+    "rewind": ("step_0", "step_0", "step_0"),
+    "rewind_source": ("immutable", "aliased_mlm", "immutable"),
+    "head_rewind": ("own_init", "carried", "own_init"),
+    "lr_schedule_span": ("round", "whole_chain", "round"),
+    "round_end": ("full_run", "fixed_step_count", "full_run"),
+    "mlm_first_cut": ("after_training", "before_training", "after_training"),
+    "round_data_order": ("same", "continuing_rng", "seed_and_round"),
+    "artefact_level": ("single", "off_by_one", "single"),
+    "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
+    "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),
+    "cut_count": ("exact", "rounded_per_call", "exact"),
 }
 # Of the same list, and not there yet: figures, maps and reports, which no setting decides so far.
 LATER = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tombola.errors import DataError
 from tombola.gates import Gates
-from tombola.scores import GateGradients, gate_gradients, row_outputs
+from tombola.scores import GateGradients, gate_gradients, row_outputs, summed_loss
 from tombola.tasks.base import MASKED_METRICS, REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 from tombola.tasks.mlm import lines_of
@@ -87,6 +87,20 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
         weights = tuple(1 if padded else len(one.at) for one in hidden)
         return Predictions(encoded.ids, logits.clone(), encoded.labels, weights, MASKED_METRICS, lines_of(hidden))
     return Predictions(encoded.ids, logits.clone(), encoded.labels, _weights(encoded))
+
+
+def mean_loss(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> float:
+    """The mean over rows of each row's own loss, in eval mode (`summed_loss` says which, in nats or squared units)."""
+    was_training, device, total = model.training, next(model.parameters()).device, 0.0
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for _, inputs in batches(encoded, tokens_per_batch, device):
+                logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+                total += float(summed_loss(logits, inputs["labels"]))
+    finally:
+        model.train(was_training)
+    return total / len(encoded)
 
 
 def _of_hidden(logits: Float[Tensor, "row asked vocabulary"], labels: Tensor) -> Float[Tensor, "row 2"]:

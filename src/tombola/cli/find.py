@@ -69,6 +69,7 @@ class CommonSettings:
         None
     )
     criterion: Annotated[str | None, typer.Option(help="magnitude, random, taylor or taylor-signed.")] = None
+    rewind: Annotated[str | None, typer.Option(help="imp: step_0, epoch_1, percent_5 …, none or learning_rate_only.")] = None
     granularity: Annotated[str | None, typer.Option(help="Values compete globally or per_matrix.")] = None
     train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows.")] = None
     selection_rows: Annotated[int | None, typer.Option(help="Choose the mask on at most so many rows.")] = None
@@ -87,11 +88,14 @@ def find(
         str,
         typer.Argument(
             help="One of GLUE (cola sst2 mrpc qqp stsb mnli qnli rte wnli, [:train=SPLIT,report=SPLIT]), acceptability, "
-            "nli-overlap[:strength=0.9], files (--train --validation --text --label), or hub:NAME[:CONFIG]."
+            "nli-overlap[:strength=0.9], squad, mlm-wikitext2, mlm (--train --validation), files (--train --validation --text "
+            "--label), or hub:NAME[:CONFIG]."
         ),
     ],
     *,
-    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values, to a floor), one-shot.")] = "s-prune",
+    method: Annotated[
+        str, typer.Option(help="s-prune (whole parts), m-prune (values, to a floor), one-shot, imp (rounds).")
+    ] = "s-prune",
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
@@ -139,7 +143,8 @@ def find(
     planned = plan_find(lab, model, asked, settings, run_seeds, layouts)
     cells = [cell for found in planned for cell in found.cells]
     for one in planned:
-        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if retrain else []
+        again = retrain and one.chain is None  # the last round of a chain is just that
+        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if again else []
         tested += plan_controls(one.search, one.dense, control_kinds, draws, settings, retrain=retrain) if control_kinds else []
         cells += [cell for each in tested for cell in each.cells]
     if run.dry_run:

@@ -31,6 +31,7 @@ from tombola.stats.masks import (
     stability,
 )
 from tombola.stats.matching import (
+    MARGIN,
     Match,
     Transfer,
     Universal,
@@ -64,6 +65,7 @@ __all__ = [
     "ALPHA",
     "DRAWS",
     "LEVEL",
+    "MARGIN",
     "POWER",
     "CochranQ",
     "Corrected",

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.anatomy import Layout
 from tombola.bias import BIAS_MODELS
@@ -168,21 +168,42 @@ def plan_retrain(
     keep_weights: bool = False,
     epochs: int | None = None,
     loss: LossSettings | None = None,
+    start: Cell | None = None,
+    taking: Literal["body", "all"] = "body",
 ) -> Cell:
     """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
 
     epochs: another number of them, with a schedule of its own. loss: another one, with `dense` as teacher where it needs one.
+    start: a cell with weights to start from instead of the base, without its head ("body") or with it ("all").
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
     settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
+    known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher")}
     if loss is not None:
-        said, known = loss.plain(loss.loss), plan_bias(dense.settings, loss, loss.loss)
-    else:
-        said = {"loss": dense.settings["loss"]} if "loss" in dense.settings else {}
-        known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher") and isinstance(one, Cell)}
-    if loss is not None and "teacher" in LOSSES[loss.loss].needs:
-        known["teacher"] = dense
-    return planned_cell("retrain", settings | said, ticket=ticket, dense=dense, **known)
+        settings, known = settings | loss.plain(loss.loss), plan_bias(dense.settings, loss, loss.loss)
+        known |= {"teacher": dense} if "teacher" in LOSSES[loss.loss].needs else {}
+    elif "loss" in dense.settings:
+        settings |= {"loss": dense.settings["loss"]}
+    if start is not None:
+        settings, known = settings | {"start": taking}, known | {"start": start}
+    return planned_cell("retrain", settings, ticket=ticket, dense=dense, **known)
+
+
+def plan_base_mask(
+    dense: Cell, criterion: str, sparsity: float, *, scope: str, granularity: str = "global", rows: int = 128
+) -> Cell:
+    """The cell of a mask of the pre-trained weights of `dense`'s base, for its task.
+
+    rows: of train, for a criterion that looks at any.
+    """
+    search = {"criterion": criterion, "sparsity": sparsity, "scope": scope, "granularity": granularity}
+    settings = _shared(dense) | {"train": dense.settings["train"], "method": "one-shot", "preset": DEFAULT, "search": search}
+    return planned_cell("base_mask", settings | {"rows": rows})
+
+
+def plan_barrier(a: Cell, b: Cell, points: int = 11) -> Cell:
+    """The cell of the straight line between two trained models of one task, whose cells keep their weights."""
+    return planned_cell("barrier", _shared(a) | {"points": points}, a=a, b=b)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -279,7 +300,8 @@ def find(
     model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
     task       a name ("sst2", "qnli:train=train_from_dev", "hub:imdb"), or what `files_task` or `hub_task` made
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
-    method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
+    method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity), "imp" (train,
+               prune, rewind, in rounds; the ticket carries all levels)
     preset     "paper", "released" or "corrected": what every setting is that is not given
     settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone

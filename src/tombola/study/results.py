@@ -213,9 +213,16 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
         if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
             flat["mask"] = "as found"
+        if one.step == "base_mask":
+            flat["mask"] = "of the base"
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
             flat["mask"] = RULES[one.settings["rule"]].family
+        if one.step == "retrain":
+            flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
+        if "start" in one.settings:
+            start = one.inputs["start"]
+            flat["start"] = f"{getattr(start, 'step', '')} {start.key[:6]}, {one.settings['start']}"
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
@@ -246,7 +253,10 @@ def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]
 
     said, first = [], None
     for one in rungs:
-        rows = [row for row in scores_of(lab, one.cells) if row.role == "report"]
+        scored = [
+            cell for cell in one.cells if cell.step != "round" or cell.settings["cuts"] is None
+        ]  # of a chain its last level
+        rows = [row for row in scores_of(lab, scored) if row.role == "report"]
         rows = [row for row in rows if row.metric == rows[0].metric]
         scores = by_seed(rows)
         first = first or scores

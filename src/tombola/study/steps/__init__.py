@@ -8,6 +8,8 @@
     lesion      part of a dense model destroyed          scores of each place
     train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
+    base_mask   base → ticket, nothing trained           ticket
+    barrier     two trained models, and between them     loss and score of each point
     snapshot    base → the weights of a rewind step      weights
     round       a level of a chain, trained              scores of that level, ticket of the next
 
@@ -21,8 +23,8 @@ from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
 from tombola.study.steps.imp import run_round, run_snapshot
 from tombola.study.steps.losses import run_bias
-from tombola.study.steps.scoring import run_evaluate, run_lesion
-from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
+from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion
+from tombola.study.steps.tickets import EXPECTED_TRIALS, run_base_mask, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
 from tombola.tasks import bare_name
 
@@ -87,6 +89,8 @@ def _about(cell: Cell) -> str:
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
+    if cell.step == "base_mask":
+        return f"{cell.settings['search']['criterion']}, {cell.settings['search']['sparsity']:.0%}"
     if cell.step == "round":
         cuts = cell.settings["cuts"]
         return "last level" if cuts is None else f"to {cuts['to']:.0%}"
@@ -105,6 +109,8 @@ STEPS: dict[str, Step] = {
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),
+    "base_mask": Step(1, run_base_mask, lambda cell: 1.0, _title),
+    "barrier": Step(1, run_barrier, lambda cell: 2.0 * cell.settings["points"] * _rows(cell, "selection", "report"), _title),
     "snapshot": Step(1, run_snapshot, _round_work, _title),
     "round": Step(1, run_round, _round_work, _title),
     "bias": Step(1, run_bias, lambda cell: 0.1 * _rows(cell, "train"), _title),

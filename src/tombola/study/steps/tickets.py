@@ -1,5 +1,6 @@
 """The steps that make tickets: search, control and derive."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -15,21 +16,24 @@ from tombola.evaluate import Score
 from tombola.gates import prove_acts
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
+from tombola.prune import prune
+from tombola.scope import scope_parameters
+from tombola.scores import CRITERIA, magnitude
 from tombola.scores import Given as Wanted
-from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
 from tombola.search.floor import floor_score
 from tombola.search.magnitude import MTrial
 from tombola.search.structured import Trial
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
-from tombola.study.data import encoded_rows, layout_of, same_data
+from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.searches import METHODS, TRAINED, Asked, Outcome
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import from_ticket, lesion_seed, run_seeds, taken_ticket, ticket_of
 from tombola.study.steps.training import resumable
+from tombola.tasks.encode import batches
 from tombola.ticket import Ticket, Weights, locate_weights, resolve_model
 
 if TYPE_CHECKING:
@@ -247,11 +251,44 @@ def run_derive(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         scope=made.scope,
         settings=dict(own.settings) | {"derived": {"rule": cell.settings["rule"]} | dict(options)},
         details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}, "draw": options.get("draw", 0)}
-        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {}),
+        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {})
+        | ({} if made.lesion is None else {"lesion": dict(made.lesion)}),
         parents=tuple(one.identity for one in (own, *others)),
     )
     ticket.save_pretrained(out / "ticket")
     write_json(out / "result.json", {"warnings": _empty_mask(made.mask)})
+
+
+def run_base_mask(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A mask of the pre-trained weights themselves, in one step and without any training: by magnitude, or by a criterion that
+    looks at a few train rows under a head that was only drawn."""
+    data, settings = same_data(cell, lab), cell.settings
+    search, base, seeds = settings["search"], settings["model"], settings["seeds"]
+    model = load_weights(base_folder(lab, base), data.task.objective, head_seed=seeds["head"])
+    anatomy, criterion = read_anatomy(model, layout_of(base)), CRITERIA[search["criterion"]]
+    model.to(settings["machine"]["device"])
+    names = list(scope_parameters(model, anatomy, search["scope"]))
+    rows = None
+    if criterion.needs_rows:
+        drawn = random.Random(seeds["data"]).sample(range(len(data.train)), min(settings["rows"], len(data.train)))
+        encoded = encoded_rows(lab, cell, f"train, {settings['rows']} drawn by {seeds['data']}", data.train.take(sorted(drawn)))
+        rows = batches(encoded, device=settings["machine"]["device"])
+    scores = criterion.scores(Wanted(model=model, names=names, batches=rows, seed=seeds["mask"]))
+    mask = Mask(values=prune(scores, search["sparsity"], granularity=search["granularity"]))
+    prove_acts(model, anatomy, mask)
+    heads, mlps = anatomy.survival(mask)
+    ticket = good_ticket(
+        cell,
+        cell,
+        mask=mask,
+        found_on=Weights(base["name"], base["fingerprint"], base["revision"]),
+        anatomy=anatomy,
+        scope=search["scope"],
+        objective=data.task.objective,
+        details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}},
+    )
+    ticket.save_pretrained(out / "ticket")
+    write_json(out / "result.json", {"warnings": _empty_mask(mask)})
 
 
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:
