@@ -66,6 +66,11 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
     "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),
     "cut_count": ("exact", "rounded_per_call", "exact"),
+    # of Liu et al. 2022
+    "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
+    "sparsity_refresh_steps": (1000, "any", 1),
+    "gradual_end": ("any", 1.0, 0.75),
+    "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
 }
 # Of the same list, and not there yet: figures, maps and reports, which no setting decides so far.
 LATER = {
@@ -284,6 +289,11 @@ def test_the_numbers_of_rungs_are_those_one_counts_in_the_table() -> None:
         ("released:corrected", "one-shot"): 6,
         # and accumulation, members of the norm, min-max, token count, rollback, two steps
         ("released:corrected", "s-prune"): 6 + 1 + 7,
+        # eleven of the list of Chen et al., and four of Liu et al.
+        ("released:corrected", "imp"): 6 + 11,
+        ("released:corrected", "learned"): 6 + 4,
+        ("paper:corrected", "imp"): 3 + 2,
+        ("paper:corrected", "learned"): 3 + 3,
         ("paper:corrected", "m-prune"): 3 + 1,
         ("paper:corrected", "one-shot"): 3,
         ("paper:corrected", "s-prune"): 3 + 2,

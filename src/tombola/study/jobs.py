@@ -180,7 +180,7 @@ def plan_retrain(
     settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
     known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher")}
     if loss is not None:
-        settings, known = settings | loss.plain(loss.loss), plan_bias(dense.settings, loss, loss.loss)
+        settings, known = settings | loss.plain(loss.loss), dict(plan_bias(dense.settings, loss, loss.loss))
         known |= {"teacher": dense} if "teacher" in LOSSES[loss.loss].needs else {}
     elif "loss" in dense.settings:
         settings |= {"loss": dense.settings["loss"]}
