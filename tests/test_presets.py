@@ -278,6 +278,9 @@ def test_the_numbers_of_rungs_are_those_one_counts_in_the_table() -> None:
         ("released:corrected", "one-shot"): 6,
         # and accumulation, members of the norm, min-max, token count, rollback, two steps
         ("released:corrected", "s-prune"): 6 + 7,
+        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling | schedule, order of rows
+        ("released:corrected", "imp"): 6 + 11,
+        ("paper:corrected", "imp"): 3 + 2,
         ("paper:corrected", "m-prune"): 3 + 1,
         ("paper:corrected", "one-shot"): 3,
         ("paper:corrected", "s-prune"): 3 + 2,
