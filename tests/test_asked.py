@@ -486,6 +486,24 @@ def test_faults_of_the_released_mlm_script_act_on_mlm_alone(lab: Lab, tiny_folde
         mlm.at(0.2)
 
 
+def test_a_head_is_trained_alone(lab: Lab, tiny_folder: Path, tmp_path: Path, run: Run) -> None:
+    from safetensors.torch import load_file
+
+    told = ["head", tiny_folder, "mlm-wikitext2", "--out", tmp_path / "with", "--data", lab.data_dir, "--json"]
+    told += ["--store", tmp_path / "s"]
+    told += [x for y in ("max_length=16", "steps=40", "batch_size=16", "learning_rate=0.01") for x in ("--set", y)]
+    code, out, err = run(*told)
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["steps"] == 40 and all(name.startswith("cls.") for name in said["trained"])
+    before = load_file(tiny_folder / "model.safetensors")
+    after = load_file(tmp_path / "with" / "model.safetensors")
+    assert all(torch.equal(after[f"bert.{name}"], value) for name, value in before.items()), "the body is as it was, bit for bit"
+    a, b = (load_weights(folder, MASKED, head_seed=0) for folder in (tiny_folder, tmp_path / "with"))
+    assert not torch.equal(a.get_parameter(said["trained"][0]), b.get_parameter(said["trained"][0]))
+    assert run(*told)[0] == 2, "a folder that is filled is left alone"
+
+
 def test_settings_of_windows_and_blocks_name_no_cell_of_classes(
     lab: Lab, tiny_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""tombola demo, tombola find: from a model and a task to tickets, tested when asked for."""
+"""tombola demo, find, head: from a model and a task to tickets, tested when asked for; and to a base with a head for the task."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -93,9 +93,7 @@ def find(
         ),
     ],
     *,
-    method: Annotated[
-        str, typer.Option(help="s-prune (whole parts), m-prune (values, to a floor), one-shot, imp (rounds).")
-    ] = "s-prune",
+    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values), one-shot, imp (rounds).")] = "s-prune",
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
@@ -180,3 +178,29 @@ def _targets(out: Path | None, seeds: Sequence[int]) -> list[Path | None]:
     for target in targets:
         refuse_filled(target, but="ticket.json")
     return targets
+
+
+def head(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
+    task: Annotated[str, typer.Argument(help="mlm-wikitext2, or mlm (--train --validation).")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
+    seeds: SeedsOption = "0",
+    rows: OwnRows,
+    run: Running,
+) -> None:
+    """Give MODEL a head for TASK, trained alone, its body as it is: for chains on models published without theirs."""
+    from tombola.study.heads import train_head
+    from tombola.study.settings import resolve
+
+    refuse_filled(out)
+    run_seeds = numbers(seeds)
+    values, own = split_seeds(run.settings())
+    settings = resolve(values, run_seeds[:1], own, method="imp")
+    said = train_head(run.lab(), model, rows.task(task), settings, out)
+    if run.as_json:
+        print_json(said)
+        return
+    scores = f"{said['metric']} {said['before']:.3f} → {said['after']:.3f} (line {said['majority']:.3f}, n = {said['n']})"
+    say(f"{scores}, {said['steps']} steps")
+    say(f"Next: tombola find {out} {task} --method imp")

@@ -520,7 +520,8 @@ def _found_on(lab: Lab, name: str) -> Cell:
     while isinstance(cell, Cell):
         if cell.step == "fine_tune":
             return cell
-        cell = cell.inputs.get("model") or cell.inputs["ticket"]
+        below = (cell.inputs.get(role) for role in ("model", "dense", "ticket"))
+        cell = next((one for one in below if one is not None), Given("", Path(), "none"))
     raise TicketError(
         "this ticket was not made in this store, so the weights it was found on are not known to it",
         got=name,
