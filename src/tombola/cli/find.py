@@ -190,7 +190,7 @@ def head(
     run: Running,
 ) -> None:
     """Give MODEL a head for TASK, trained alone, its body as it is: for chains on models published without theirs."""
-    from tombola.study.heads import train_head
+    from tombola.study.task_head import train_head
     from tombola.study.settings import resolve
 
     refuse_filled(out)
