@@ -80,7 +80,7 @@ def plan_chains(
 
     Raises: as `plan_find`; SettingsError for a rewind step that cannot be read or is past the end of a round.
     """
-    from tombola.study.jobs import common_settings, planned_cell
+    from tombola.study.jobs import common_settings, step_cell
 
     common = common_settings(lab, model, task, settings, layout)
     mlm = "mlm" in common["data"]
@@ -98,11 +98,11 @@ def plan_chains(
         if mlm and settings.search.mlm_eval_masks == "redrawn":
             own |= {"data": own["data"] | {"mlm": own["data"]["mlm"] | {"eval_seed": 1 + run}}}
         shared = own | {"train": train.plain()}
-        dense = planned_cell("fine_tune", shared | {"keep_weights": True})
+        dense = step_cell("fine_tune", shared | {"keep_weights": True})
         snapshot = None
         if first:
             stretch = {"steps": first, "schedule_steps": plan[0].schedule_steps, "rows_from": 0, "schedule_from": 0}
-            snapshot = planned_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True})
+            snapshot = step_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True})
         given: dict[str, Cell] = {} if snapshot is None else {"snapshot": snapshot}
         levels: list[Cell] = []
         for one, after in zip(plan, [*plan[1:], None], strict=True):
@@ -121,7 +121,7 @@ def plan_chains(
             if level == 0 and _is_dense(one, options.mlm_first_cut == "before_training", train.steps_of(rows)):
                 described |= {"keep_weights": False, "keep_head": False}  # the dense model has both
                 inputs = {"dense": dense, "model": dense}
-            levels.append(planned_cell("round", shared | described, **inputs))
+            levels.append(step_cell("round", shared | described, **inputs))
         *of_levels, last = levels
         chains.append(Chain(run, dense, snapshot, tuple(of_levels), last, at[1:], plan, settings))
     if any(lab.store.load(chain.levels[-1].key) is None for chain in chains):

@@ -97,12 +97,12 @@ def plan_find(
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
         training = shared | {"train": settings.train.plain(), "keep_weights": True}
         loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
-        teacher = {"teacher": planned_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
-        dense = planned_cell("fine_tune", training | loss.plain(loss.loss), **plan_bias(common, loss, loss.loss), **teacher)
+        teacher = {"teacher": step_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
+        dense = step_cell("fine_tune", training | loss.plain(loss.loss), **plan_bias(common, loss, loss.loss), **teacher)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
-        search = planned_cell("search", searching | learning[0], model=dense, **learning[1])
-        found.append(Found(run, dense, search, planned_cell("evaluate", shared, ticket=search, weights=dense)))
+        search = step_cell("search", searching | learning[0], model=dense, **learning[1])
+        found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
@@ -121,7 +121,7 @@ def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> d
         raise SettingsError([TombolaError(f"the loss {loss} needs a bias_model", got=settings.bias_model, expected=known)])
     said = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions, "vectors": settings.bias_vectors}
     base = {"model": common["model"]} if settings.bias_vectors == "model" else {}
-    return {"bias": planned_cell("bias", {"data": common["data"], "bias": said} | base)}
+    return {"bias": step_cell("bias", {"data": common["data"], "bias": said} | base)}
 
 
 def plan_controls(
@@ -149,14 +149,14 @@ def plan_controls(
     for kind in kinds:
         options = asdict(replace(settings.control, **CONTROL_KINDS[kind].changes))
         for draw in range(draws):
-            taken = planned_cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
+            taken = step_cell("control", {"kind": kind, "draw": draw, "control": options}, ticket=ticket)
             controls.append(plan_test(taken, dense, settings.retrain, retrain=retrain))
     return controls
 
 
 def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = RetrainSettings(), *, retrain: bool) -> Tested:
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
-    pruned = planned_cell("evaluate", _shared(dense), ticket=ticket, weights=dense)
+    pruned = step_cell("evaluate", shared_settings(dense), ticket=ticket, weights=dense)
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
 
 
@@ -177,7 +177,7 @@ def plan_retrain(
     start: a cell with weights to start from instead of the base, without its head ("body") or with it ("all").
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
-    settings = _shared(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
+    settings = shared_settings(dense) | {"train": train, "retrain": asdict(options), "keep_weights": keep_weights}
     known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher")}
     if loss is not None:
         settings, known = settings | loss.plain(loss.loss), dict(plan_bias(dense.settings, loss, loss.loss))
@@ -186,7 +186,7 @@ def plan_retrain(
         settings |= {"loss": dense.settings["loss"]}
     if start is not None:
         settings, known = settings | {"start": taking}, known | {"start": start}
-    return planned_cell("retrain", settings, ticket=ticket, dense=dense, **known)
+    return step_cell("retrain", settings, ticket=ticket, dense=dense, **known)
 
 
 def plan_base_mask(
@@ -197,13 +197,13 @@ def plan_base_mask(
     rows: of train, for a criterion that looks at any.
     """
     search = {"criterion": criterion, "sparsity": sparsity, "scope": scope, "granularity": granularity}
-    settings = _shared(dense) | {"train": dense.settings["train"], "method": "one-shot", "preset": DEFAULT, "search": search}
-    return planned_cell("base_mask", settings | {"rows": rows})
+    settings = shared_settings(dense) | {"train": dense.settings["train"], "method": "one-shot", "preset": DEFAULT, "search": search}
+    return step_cell("base_mask", settings | {"rows": rows})
 
 
 def plan_barrier(a: Cell, b: Cell, points: int = 11) -> Cell:
     """The cell of the straight line between two trained models of one task, whose cells keep their weights."""
-    return planned_cell("barrier", _shared(a) | {"points": points}, a=a, b=b)
+    return step_cell("barrier", shared_settings(a) | {"points": points}, a=a, b=b)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -212,8 +212,8 @@ def plan_train_mode(mode: str, dense: Cell) -> Cell:
     """
     if mode not in TRAIN_MODES:
         raise SettingsError([TombolaError(f"there is no train mode {mode!r}", expected=", ".join(TRAIN_MODES))])
-    settings = _shared(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
-    return planned_cell("train_mode", settings, dense=dense)
+    settings = shared_settings(dense) | {"train": dense.settings["train"], "mode": mode, "keep_weights": False}
+    return step_cell("train_mode", settings, dense=dense)
 
 
 def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given] = (), **options: Any) -> Cell:
@@ -223,7 +223,7 @@ def plan_derived(rule: str, ticket: Cell | Given, others: Sequence[Cell | Given]
     """
     check_rule(rule, options)
     taken = {f"other_{i}": one for i, one in enumerate(others)}
-    return planned_cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
+    return step_cell("derive", {"rule": rule, "options": options}, **taken, ticket=ticket)
 
 
 def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Cell:
@@ -233,7 +233,7 @@ def plan_lesion(cut: Cut, dense: Cell, ticket: Cell | Given | None = None) -> Ce
     """
     check_cut(cut)
     taken = {} if ticket is None else {"ticket": ticket}
-    return planned_cell("lesion", _shared(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
+    return step_cell("lesion", shared_settings(dense) | {"lesion": asdict(cut)}, weights=dense, **taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,17 +385,17 @@ def plan_evaluate(lab: Lab, ticket: str, task: str | Task | None, weights: str, 
     """The cell of `tombola evaluate TICKET TASK --weights base|found_on|PATH`; nothing is trained but, if missing, found_on."""
     refuse_unused(lab, ticket, changes, "evaluate", ("data", "train"))
     taken, dense = resolve_ticket(lab, ticket), dense_of(lab, ticket, task, changes)
-    shared = _shared(dense)
+    shared = shared_settings(dense)
     if weights == "base":
-        return planned_cell("evaluate", shared, ticket=taken)
+        return step_cell("evaluate", shared, ticket=taken)
     if weights == "found_on":
-        return planned_cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
+        return step_cell("evaluate", shared, ticket=taken, weights=_found_on(lab, ticket))
     folder = Path(weights)
     if not (folder / "config.json").is_file():
         raise TombolaError(
             "there are no such weights", got=weights, expected="base, found_on, or a folder written by save_pretrained"
         )
-    return planned_cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
+    return step_cell("evaluate", shared, ticket=taken, weights=Given(fingerprint_folder(folder), folder, "weights"))
 
 
 def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
@@ -511,7 +511,7 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
     settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": resolved.train.plain(), "keep_weights": True}
-    return planned_cell("fine_tune", settings)
+    return step_cell("fine_tune", settings)
 
 
 def _found_on(lab: Lab, name: str) -> Cell:
@@ -572,9 +572,9 @@ def common_settings(
     }
 
 
-def _shared(dense: Cell) -> dict[str, Any]:
+def shared_settings(dense: Cell) -> dict[str, Any]:
     return {name: dense.settings[name] for name in ("model", "data", "machine", "seeds")}
 
 
-def planned_cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
+def step_cell(step: str, settings: Mapping[str, Any], **inputs: Cell | Given) -> Cell:
     return Cell(step, STEPS[step].version, settings, inputs)
