@@ -9,7 +9,7 @@
     m-search    a whole m-prune search                                 attention  norm-weighted maps of rows of 128 tokens
     ship        a shrunk model beside the dense one, and getting it
     ticket      memory that a ticket of a real decoder adds            import     the start of a process
-    study       what a study takes beside what its cells compute
+    study       what a study takes beside what its cells compute       chain      nested masks on disk, memory of training them
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
 says below what. Asserted are counts and equal results, never seconds: a target that is missed is said, and no error.
@@ -68,6 +68,7 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "m-search": {"cola": {"published": AtLeast(5)}},
     "selection": {"cola": {"training step": AtLeast(10)}},  # so that selecting takes at most 10 % of it
     "weight": {"": {"bits/value": AtMost(1.02)}},
+    "chain": {"": {"bits/value": AtMost(5), "nested": AtMost(4.05), "memory": AtMost(1)}},
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
     "study": {"": {"CPU a cell": AtMost(0.05), "load 1,000": AtMost(5), "plan 9 × 5": AtMost(2)}},
     "attention": {"": {"explicit": AtLeast(5), "memory": AtMost(0.05)}},
@@ -139,6 +140,7 @@ def run(options: Options) -> dict[str, Any]:
     import torch
 
     from attention import attention
+    from chain import chain
     from decoder import ticket_memory
     from engine import study
     from measure import Figure, Setup, Timed, prepare
@@ -157,6 +159,7 @@ def run(options: Options) -> dict[str, Any]:
         "m-search": m_search,
         "selection": selection,
         "weight": weight,
+        "chain": chain,
         "ticket": ticket_memory,
         "study": study,
         "attention": attention,

@@ -57,6 +57,25 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "map_inputs": ("full", "no_segment_ids_with_pad", "full_real_tokens"),
     "map_preprocess": ("same", "train_padded_predict_unpadded", "same"),
     "pattern_split": ("holdout", "select_on_test", "stratified_kfold"),
+    # of Chen et al. 2020
+    "imp_schedule": ("geometric", "linear", "linear"),
+    "imp_last_level": (0.9, 1.0, 0.9),
+    "rewind": ("step_0", "step_0", "step_0"),
+    "rewind_source": ("immutable", "aliased_mlm", "immutable"),
+    "head_rewind": ("own_init", "carried", "own_init"),
+    "lr_schedule_span": ("round", "whole_chain", "round"),
+    "round_end": ("full_run", "fixed_step_count", "full_run"),
+    "mlm_first_cut": ("after_training", "before_training", "after_training"),
+    "round_data_order": ("same", "continuing_rng", "seed_and_round"),
+    "artefact_level": ("single", "off_by_one", "single"),
+    "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
+    "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),
+    "cut_count": ("exact", "rounded_per_call", "exact"),
+    # of Liu et al. 2022
+    "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
+    "sparsity_refresh_steps": (1000, "any", 1),
+    "gradual_end": ("any", 1.0, 0.75),
+    "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
 }
 # Of the same list, and no settings of cells: how figures and tables read what is stored.
 LATER = {
@@ -276,6 +295,12 @@ def test_the_numbers_of_rungs_are_those_one_counts_in_the_table() -> None:
         ("released:corrected", "one-shot"): 6,
         # and accumulation, members of the norm, min-max, token count, rollback, two steps
         ("released:corrected", "s-prune"): 6 + 1 + 7,
+        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling | schedule, order of rows
+        ("released:corrected", "imp"): 6 + 11,
+        ("paper:corrected", "imp"): 3 + 2,
+        # and four of the list of Liu et al.
+        ("released:corrected", "learned"): 6 + 4,
+        ("paper:corrected", "learned"): 3 + 3,
         ("paper:corrected", "m-prune"): 3 + 1,
         ("paper:corrected", "one-shot"): 3,
         ("paper:corrected", "s-prune"): 3 + 2,

@@ -25,19 +25,21 @@ if TYPE_CHECKING:
     from tombola.gates import Gates, ablate, hold, load, masked, prove_acts
     from tombola.held import HeldValues
     from tombola.legacy import import_mask, import_ticket
+    from tombola.levels import Levels
     from tombola.mask import Mask
     from tombola.objective import Objective, Prompt
     from tombola.pruned4 import load_pruned_heads
     from tombola.report.build import build_page
     from tombola.scope import scope_parameters
     from tombola.search.controls import ControlSettings, control
+    from tombola.search.imp import ImpSettings, imp
     from tombola.search.magnitude import MPruneSettings, m_prune
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
     from tombola.study.jobs import find
     from tombola.study.reference import compare_with_reference
     from tombola.study.results import collect
-    from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
+    from tombola.tasks import Rows, Task, asked_in_words, corpus_task, files_task, hub_task
     from tombola.ticket import Ticket
     from tombola.timing import bench
     from tombola.train import RunSeeds, TrainSettings, fine_tune
@@ -50,7 +52,9 @@ _ROOMS = {
     "Gates": "gates",
     "HeldValues": "held",
     "HoldMask": "callback",
+    "ImpSettings": "search.imp",
     "Layout": "anatomy",
+    "Levels": "levels",
     "MPruneSettings": "search.magnitude",
     "Mask": "mask",
     "OneShotSettings": "search.one_shot",
@@ -70,11 +74,13 @@ _ROOMS = {
     "collect": "study.results",
     "compare_with_reference": "study.reference",
     "control": "search.controls",
+    "corpus_task": "tasks",
     "find": "study.jobs",
     "files_task": "tasks",
     "fine_tune": "train",
     "hold": "gates",
     "hub_task": "tasks",
+    "imp": "search.imp",
     "import_mask": "legacy",
     "import_ticket": "legacy",
     "load": "gates",
@@ -100,7 +106,9 @@ __all__ = [
     "Gates",
     "HeldValues",
     "HoldMask",
+    "ImpSettings",
     "Layout",
+    "Levels",
     "MPruneSettings",
     "Mask",
     "Objective",
@@ -121,11 +129,13 @@ __all__ = [
     "collect",
     "compare_with_reference",
     "control",
+    "corpus_task",
     "files_task",
     "find",
     "fine_tune",
     "hold",
     "hub_task",
+    "imp",
     "import_mask",
     "import_ticket",
     "load",

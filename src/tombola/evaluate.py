@@ -3,7 +3,8 @@
 Rows are joined by id, never by position. Each score comes with its majority line: what always answering the most frequent
 class of that split would score. A regression has one output, floats as labels, and correlations as metrics: there any
 constant answer scores 0, which is its line. Running text is predicted token by token: a row's output is its log-likelihood per
-token, and the line that of the unigram model of the same rows.
+token, and the line that of the unigram model of the same rows. Of hidden tokens and of answers within a text a row's outputs are
+what it scores itself (`Predictions.measures`), and its line is what one and the same answer would.
 """
 
 import math
@@ -18,24 +19,31 @@ from torch import Tensor
 
 from tombola.errors import DataError
 from tombola.gates import Gates
-from tombola.scores import GateGradients, gate_gradients, row_outputs
-from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS, Answer
+from tombola.scores import GateGradients, gate_gradients, row_outputs, summed_loss
+from tombola.tasks.base import MASKED_METRICS, REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
+from tombola.tasks.mlm import lines_of
+from tombola.tasks.squad import Spans, scored
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Logits by row id, with the true labels of the same rows; of running text log-likelihoods, see `row_outputs`."""
+    """Logits by row id, with the true labels of the same rows; of running text log-likelihoods, see `row_outputs`.
+
+    measures: names of the outputs where they are scores of the row; `lines` then has those of an answer that looks at no row.
+    """
 
     ids: tuple[str, ...]
     logits: Float[Tensor, "row out"]
     labels: tuple[Answer, ...]
     weights: tuple[int, ...] | None = None  # of running text: how many tokens of each row were predicted
+    measures: tuple[str, ...] = ()
+    lines: tuple[tuple[float, ...], ...] | None = None  # [row][measure]
 
     @property
     def regression(self) -> bool:
-        """Whether the model has one output: a value, no class."""
-        return self.logits.shape[-1] == 1
+        """Whether a row has a value, of a single output or as the first of its measures, and no class."""
+        return self.logits.shape[-1] == 1 or bool(self.measures)
 
     @property
     def classes(self) -> list[int]:
@@ -53,7 +61,12 @@ class Predictions:
 
 
 def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> Predictions:
-    """Predictions of a classifier or regression, in eval mode and without gradients; the model's mode is left as it was."""
+    """Predictions of a model, in eval mode and without gradients; its mode is left as it was.
+
+    Of hidden tokens a row is a block; of answers within a text it is a question, whatever its windows.
+    """
+    if encoded.spans is not None:
+        return _predict_spans(model, encoded, encoded.spans, tokens_per_batch)
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     logits: Tensor | None = None
@@ -61,13 +74,55 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
         with torch.inference_mode():
             for rows, inputs in batches(encoded, tokens_per_batch, device):
                 features = {name: value for name, value in inputs.items() if name != "labels"}
-                output = row_outputs(model(**features).logits, inputs["labels"]).cpu()
+                raw, labels = model(**features).logits, inputs["labels"]
+                output = (row_outputs(raw, labels) if encoded.masking is None else _of_hidden(raw, labels)).cpu()
                 logits = torch.zeros(len(encoded), output.shape[-1]) if logits is None else logits
                 logits[rows] = output
     finally:
         model.train(was_training)
     assert logits is not None  # encode refuses empty sets
+    if encoded.masking is not None:
+        hidden = [encoded.masking.fixed(id, row["input_ids"]) for id, row in zip(encoded.ids, encoded.inputs, strict=True)]
+        padded = encoded.masking.weigh == "padded_tokens"
+        weights = tuple(1 if padded else len(one.at) for one in hidden)
+        return Predictions(encoded.ids, logits.clone(), encoded.labels, weights, MASKED_METRICS, lines_of(hidden))
     return Predictions(encoded.ids, logits.clone(), encoded.labels, _weights(encoded))
+
+
+def mean_loss(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> float:
+    """The mean over rows of each row's own loss, in eval mode (`summed_loss` says which, in nats or squared units)."""
+    was_training, device, total = model.training, next(model.parameters()).device, 0.0
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for _, inputs in batches(encoded, tokens_per_batch, device):
+                logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+                total += float(summed_loss(logits, inputs["labels"]))
+    finally:
+        model.train(was_training)
+    return total / len(encoded)
+
+
+def _of_hidden(logits: Float[Tensor, "row asked vocabulary"], labels: Tensor) -> Float[Tensor, "row 2"]:
+    """Of each row the share of hidden tokens that are answered right, and their mean log-likelihood in nats."""
+    right = (logits[:, :-1].argmax(-1) == labels[:, 1:]).float().mean(1)
+    return torch.stack([right, row_outputs(logits, labels)[:, 0]], 1)
+
+
+def _predict_spans(model: torch.nn.Module, encoded: Encoded, spans: Spans, tokens_per_batch: int) -> Predictions:
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    found: dict[int, np.ndarray] = {}
+    try:
+        with torch.inference_mode():
+            for rows, inputs in batches(encoded, tokens_per_batch, device):
+                logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+                found |= dict(zip(rows.tolist(), logits[:, :2].float().cpu().numpy(), strict=True))
+    finally:
+        model.train(was_training)
+    answers = spans.answers([found[i] for i in range(len(encoded))])
+    values = torch.tensor([scored(answer, golds) for answer, golds in zip(answers, spans.golds, strict=True)])
+    return Predictions(spans.ids, values, (None,) * len(spans.ids), None, SPAN_METRICS, spans.lines())
 
 
 def score_and_gradients(
@@ -169,6 +224,8 @@ def score(predictions: Predictions, metric: str) -> Score:
 
     Raises: DataError for an unknown metric, one of the other kind of answers, or predicted values that are not finite.
     """
+    if predictions.measures:
+        return _measured_score(predictions, metric)
     if metric not in METRICS and metric not in TOKEN_METRICS:
         raise DataError(f"unknown metric {metric!r}", expected=sorted({*METRICS, *TOKEN_METRICS}))
     if (metric in TOKEN_METRICS) != (predictions.weights is not None):
@@ -188,6 +245,18 @@ def score(predictions: Predictions, metric: str) -> Score:
     # of equally frequent classes the one that scores higher: under F1 they differ, and row order may not decide
     majority = max(METRICS[metric](labels, [c] * len(labels)) for c, n in counts.items() if n == max(counts.values()))
     return Score(metric, METRICS[metric](labels, predictions.classes), len(labels), majority)
+
+
+def _measured_score(predictions: Predictions, metric: str) -> Score:
+    """The mean over rows, by their weights, of what each scores; and of its lines."""
+    if metric not in predictions.measures or predictions.lines is None:
+        raise DataError(f"{metric} is no metric of these rows", expected=", ".join(predictions.measures))
+    if not bool(predictions.logits.isfinite().all()):
+        raise DataError("predicted values are not finite", next="training diverged: try a smaller --learning-rate")
+    at = predictions.measures.index(metric)
+    columns = predictions.logits[:, at].double().numpy(), np.asarray(predictions.lines, dtype=np.float64)[:, at]
+    value, line = (float(np.average(column, weights=predictions.weights)) for column in columns)
+    return Score(metric, value, len(predictions.ids), line)
 
 
 def _token_score(predictions: Predictions, metric: str) -> Score:

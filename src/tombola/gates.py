@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tombola.anatomy import Anatomy, Layout, by_row, evaluating, probe_inputs, read_anatomy, same_anatomy
 from tombola.errors import MaskError, TicketError
 from tombola.held import HeldValues
-from tombola.lesion import LESIONS
+from tombola.lesion import LESIONS, add_noise
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.ticket import Ticket, locate_weights
@@ -305,7 +305,8 @@ def _prove_values_act(model: nn.Module, mask: Mask) -> None:
     Raises: MaskError. A mask of key biases alone is refused too: a bias of all keys moves no softmax.
     """
     parameters = dict(model.named_parameters())
-    losing = {name: part for name, part in mask.values.items() if not bool(part.all())}
+    unread = getattr(model, "tombola_idle", ())  # of a pooler that is there for the mask's sake, see `load_weights`
+    losing = {name: part for name, part in mask.values.items() if not bool(part.all()) and name not in unread}
     if not losing:
         return
     probe, wanted = probe_inputs(model, batch=2), [p for p in model.parameters() if p.requires_grad]
@@ -455,6 +456,8 @@ def lesion_of(ticket: Ticket) -> Callable[[nn.Module, Anatomy], None]:
     said = ticket.details.get("lesion")
     if said is None:
         return lambda model, anatomy: None
+    if said["name"] == "noise":  # added to the values that the mask is over
+        return lambda model, anatomy: add_noise(model, list(ticket.mask.values), said["std"], said["seed"])
     if said["name"] not in LESIONS:
         raise TicketError("the ticket is of an unknown lesion", got=said["name"], expected=", ".join(LESIONS))
     return lambda model, anatomy: LESIONS[said["name"]](model, anatomy, said["seed"])

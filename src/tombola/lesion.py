@@ -121,6 +121,19 @@ def copy_values(
             _put(parameter, value, None if only is None else only[name])
 
 
+def add_noise(model: nn.Module, names: Iterable[str], std: float, seed: int) -> None:
+    """Adds to each named parameter numbers of N(0, std), in place; a generator of its own for each, as in `reinitialise`.
+
+    Raises: AnatomyError for names that the model does not have. Source: Chen et al. 2020, released scripts (X5).
+    """
+    with torch.no_grad():
+        for name, parameter in _named(model, names).items():
+            drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(
+                0.0, std, generator=_generator(seed, f"noise|{name}")
+            )
+            parameter.add_(drawn.to(parameter))
+
+
 def zero_values(model: nn.Module, only: Mapping[str, Bool[Tensor, "..."]]) -> None:
     """These values of weights become 0; biases and norms stay as they are (X5). Raises: AnatomyError for unknown names."""
     with torch.no_grad():

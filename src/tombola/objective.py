@@ -4,9 +4,12 @@
     value     a head of a single output: a regression
     words     no head: a causal language model goes on with one of several words, one for each class
     tokens    language modelling itself: each token from those before it
+    masked    masked language modelling: tokens that are hidden, from all others
+    span      an answer within a text: where it begins and where it ends
 
-The first three give a row of logits for a row of text, so that nothing above this file tells them apart; the last gives one
-for each position, which `tombola.scores` knows by its shape.
+The first three give a row of logits for a row of text, so that nothing above this file tells them apart. The others give one for
+each of several things that are asked in turn, with the label of the next: what `tombola.scores` knows by its shape, and all that
+it can do with one of them it can do with all. Masked models and models of spans have hooks that bring them into this shape.
 """
 
 from collections.abc import Mapping
@@ -23,7 +26,8 @@ from tombola.errors import TombolaError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kind = Literal["classes", "value", "words", "tokens"]
+Kind = Literal["classes", "value", "words", "tokens", "masked", "span"]
+Form = Literal["", "masked", "span"]  # of what is asked without class names, where it is not the next token
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,12 @@ class Objective:
     labels: tuple[str, ...] = ()  # class names, in the order of outputs; none: as the model's own config says
     prompt: Prompt | None = None
     tokens: bool = False
+    form: Form = ""
 
     @property
     def kind(self) -> Kind:
+        if self.form:
+            return self.form
         if self.tokens:
             return "tokens"
         return "words" if self.prompt is not None else "value" if len(self.labels) == 1 else "classes"
@@ -81,6 +88,8 @@ class Objective:
 
     def describe(self) -> dict[str, Any]:
         """What is not said by the labels alone, as JSON; nothing for a head."""
+        if self.form:
+            return {"form": self.form}
         if self.tokens:
             return {"tokens": True}
         return {} if self.prompt is None else {"prompt": asdict(self.prompt)}
@@ -90,7 +99,7 @@ class Objective:
         """The objective that `describe` was called on."""
         prompt = said.get("prompt")
         read = None if prompt is None else Prompt(prompt["template"], tuple(prompt["words"]))
-        return Objective(labels, read, bool(said.get("tokens", False)))
+        return Objective(labels, read, bool(said.get("tokens", False)), said.get("form", ""))
 
 
 def load_weights(source: Path, objective: Objective | tuple[str, ...], *, head_seed: int) -> "PreTrainedModel":
@@ -100,7 +109,8 @@ def load_weights(source: Path, objective: Objective | tuple[str, ...], *, head_s
     labels are joined by name wherever the model goes; without any, the config of the folder decides. A single label is the
     name of a value: the model is a regression, its loss the squared error. Whatever a config said of the kind of problem
     before gives way. A model that answers by words is an ordinary causal language model whose output is turned into one of
-    classes while `LabelWords` is on it.
+    classes while `LabelWords` is on it. Masked models and models of spans are given the pooler of the base, which they do not
+    read, so that all models of a base have the same maskable values; `model.tombola_idle` names its parameters.
 
     Raises: TombolaError when the folder holds no such model; for words and tokens also when the model sees what comes after
     a position, or its tokenizer begins two words alike.
@@ -113,7 +123,7 @@ def load_weights(source: Path, objective: Objective | tuple[str, ...], *, head_s
     if objective.labels and not objective.causal:  # a config that was a regression before would train classes by squared error
         named = {"id2label": dict(enumerate(objective.labels)), "label2id": {x: i for i, x in enumerate(objective.labels)}}
         named["problem_type"] = "regression" if objective.kind == "value" else "single_label_classification"
-    kind = transformers.AutoModelForCausalLM if objective.causal else transformers.AutoModelForSequenceClassification
+    kind = getattr(transformers, AUTO.get(objective.kind, "AutoModelForSequenceClassification"))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # "newly initialized" is what we asked for
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +132,8 @@ def load_weights(source: Path, objective: Objective | tuple[str, ...], *, head_s
             model: PreTrainedModel = kind.from_pretrained(source, dtype=torch.float32, **named)
         except (OSError, ValueError, RuntimeError) as error:
             names = f"a classifier of {len(objective.labels)} classes" if objective.labels else "a classifier"
-            wanted = {"classes": names, "value": "a regression"}.get(objective.kind, "a causal language model")
+            others = {"value": "a regression", "masked": "a masked language model", "span": "a model that answers by spans"}
+            wanted = ({"classes": names} | others).get(objective.kind, "a causal language model")
             raise TombolaError(
                 f"the model in {source} could not be loaded as {wanted}",
                 got=str(error).partition("\n")[0][:200],
@@ -136,9 +147,45 @@ def load_weights(source: Path, objective: Objective | tuple[str, ...], *, head_s
         model.config.pad_token_id = ends[0] if isinstance(ends, list) else ends
     if objective.causal:
         _prove_causal(model)
+    if objective.form:
+        _give_pooler(model, source)
+        (HiddenTokens if objective.form == "masked" else AnswerSpans)(model)
     if objective.prompt is not None:
         LabelWords(model, word_ids(transformers.AutoTokenizer.from_pretrained(source), objective.prompt.words))
     return model
+
+
+AUTO = {  # kind → the class that loads such a model; all others have a head of classes
+    **dict.fromkeys(("words", "tokens"), "AutoModelForCausalLM"),
+    "masked": "AutoModelForMaskedLM",
+    "span": "AutoModelForQuestionAnswering",
+}
+
+
+def _give_pooler(model: "PreTrainedModel", source: Path) -> None:
+    """The pooler of the base, where this model was built without one and a classifier of the same base has it."""
+    import transformers
+    from transformers.utils import logging
+
+    body = getattr(model, model.base_model_prefix, None)
+    if body is None or getattr(body, "pooler", ...) is not None:
+        return
+    with torch.device("meta"):
+        classifier = transformers.AutoModelForSequenceClassification.from_config(model.config)
+    if getattr(getattr(classifier, model.base_model_prefix, None), "pooler", None) is None:
+        return
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            base, read = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    if getattr(base, "pooler", None) is None or any("pooler" in name for name in read["missing_keys"]):
+        return
+    body.pooler = base.pooler
+    prefix = f"{model.base_model_prefix}.pooler."
+    model.tombola_idle = tuple(name for name, _ in model.named_parameters() if name.startswith(prefix))
 
 
 def word_ids(tokenizer: Any, words: tuple[str, ...]) -> tuple[int, ...]:
@@ -198,6 +245,99 @@ class LabelWords:
         logits = output.logits[:, 0, list(self.ids)]
         loss = None if self._labels is None else nn.functional.cross_entropy(logits, self._labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+class HiddenTokens:
+    """Hooks that ask a masked language model for hidden tokens alone: logits [batch, 1 + hidden, vocabulary].
+
+    The batch says in `at` [batch, 1 + hidden] where they are, then a place that is not read; entry j answers for label j + 1, as
+    in language modelling, so that label 0 is none (-100). Only these positions go through the output embeddings: of a vocabulary
+    of 30,000 the others would take most of a step. With `labels` the output has the mean cross-entropy over hidden tokens as its
+    loss. Without `at` the model answers as ever. `remove` gives it back as it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        out = model.get_output_embeddings()  # type: ignore[operator]
+        self._at: Tensor | None = None
+        self._labels: Tensor | None = None
+        # Bound methods and no closures: a deep copy of the model takes a copy of this along.
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            out.register_forward_pre_hook(self._at_hidden),
+            model.register_forward_hook(self._after),
+        ]
+        model.tombola_asked = self  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Takes the hooks off: the model is a masked language model again."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = dict(kwargs)
+        self._at, self._labels = kwargs.pop("at", None), None
+        if self._at is not None:
+            self._labels = kwargs.pop("labels", None)
+            kwargs.pop("num_items_in_batch", None)  # Trainer's, of a loss over all tokens
+        return args, kwargs
+
+    def _at_hidden(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self._at is None:
+            return args
+        hidden = args[0]
+        return (hidden.gather(1, self._at[..., None].expand(-1, -1, hidden.shape[-1])), *args[1:])
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if self._at is None:
+            return output
+        from transformers.modeling_outputs import MaskedLMOutput
+
+        return MaskedLMOutput(loss=_loss_of_next(output.logits, self._labels), logits=output.logits)
+
+
+class AnswerSpans:
+    """Hooks that ask a model of spans for beginning and end in turn: logits [batch, 3, position].
+
+    Entry 0 is the beginning and entry 1 the end, for labels 1 and 2 (label 0 is none, and entry 2 is not read), as in language
+    modelling. Padding cannot be chosen: without that a row's loss would depend on the rows it is padded with, as it does in
+    transformers. With `labels` the output has the mean of both cross-entropies as its loss.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._real: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after),
+        ]
+        model.tombola_asked = self  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Takes the hooks off: the model gives its own two rows of logits again."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = dict(kwargs)
+        self._labels = kwargs.pop("labels", None)
+        kwargs.pop("num_items_in_batch", None)
+        self._real = kwargs.get("attention_mask")
+        return args, kwargs
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        from transformers.modeling_outputs import TokenClassifierOutput
+
+        logits = torch.stack([output.start_logits, output.end_logits, torch.zeros_like(output.end_logits)], 1)
+        if self._real is not None:
+            logits = logits.masked_fill((self._real == 0)[:, None], torch.finfo(logits.dtype).min)
+        return TokenClassifierOutput(loss=_loss_of_next(logits, self._labels), logits=logits)
+
+
+def _loss_of_next(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    """The mean cross-entropy of labels [batch, 1 + n] of which entry j + 1 is answered by entry j of the logits."""
+    if labels is None:
+        return None
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def _prove_causal(model: nn.Module) -> None:

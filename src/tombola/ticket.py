@@ -1,9 +1,9 @@
 """A ticket: a mask, the identity of the weights it belongs to, and where it comes from.
 
 On disk a ticket is a folder of three files, specified in `docs/ticket-format.md`: `ticket.json`, `mask.safetensors` (one
-bit per entry) and a model card. Reading checks the format version, the sizes, the digests; it never runs code and never
-unpickles. What weights are called here: the **base** is the pre-trained model, **found_on** the weights the mask was
-found on.
+bit per entry; of a chain of nested masks the level at which each value goes) and a model card. Reading checks the format
+version, the sizes, the digests; it never runs code and never unpickles. What weights are called here: the **base** is the
+pre-trained model, **found_on** the weights the mask was found on.
 """
 
 import hashlib
@@ -22,11 +22,13 @@ from safetensors.torch import save
 from tombola.anatomy import Layout
 from tombola.errors import FingerprintError, MaskError, TicketError, TombolaError
 from tombola.gguf import folder_of_gguf
+from tombola.levels import Levels, pack_within, unpack_within
 from tombola.mask import Mask
 from tombola.objective import Objective
 from tombola.stats import Overlap
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PLAIN = 1  # the version of what has no levels: a reader of the first versions reads it
 JSON_NAME, MASK_NAME, CARD_NAME = "ticket.json", "mask.safetensors", "README.md"
 
 
@@ -134,13 +136,13 @@ def fingerprint_folder(folder: Path) -> str:
             with ExitStack() as stack:
                 shards = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
                 for name in sorted(where):
-                    _hash_tensor(digest, name, shards[where[name]].get_tensor(name))
+                    hash_tensor(digest, name, shards[where[name]].get_tensor(name))
         else:
             legacy: dict[str, torch.Tensor] = {}
             for file in sorted(folder.glob("pytorch_model*.bin")):
                 legacy |= torch.load(file, map_location="cpu", weights_only=True)
             for name in sorted(legacy):
-                _hash_tensor(digest, name, legacy[name])
+                hash_tensor(digest, name, legacy[name])
             if not legacy:
                 raise TombolaError(f"no weights in {folder}", expected="*.safetensors")
     except TombolaError:
@@ -160,7 +162,8 @@ def fingerprint_files(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+def hash_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    """Adds one tensor to a fingerprint."""
     digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
@@ -189,6 +192,26 @@ class Ticket:
     parents: tuple[str, ...] = ()  # identities of the tickets it was made from
     cell: str | None = None  # the cell of a store that made it
     versions: Mapping[str, str] = field(default_factory=dict)
+    levels: Levels | None = None  # the whole chain this mask is a level of, where it is carried along
+    level: int | None = None  # which of them it is
+
+    def __post_init__(self) -> None:
+        """Raises: TicketError when the mask is not that of its level."""
+        if (self.levels is None) != (self.level is None):
+            raise TicketError("a ticket has levels and its own level, or neither", got=f"level {self.level}")
+        if self.levels is not None and self.level is not None and self.levels.mask(self.level) != self.mask:
+            raise TicketError("the mask of a ticket is not that of its level", got=f"level {self.level}")
+
+    def at_level(self, level: int) -> "Ticket":
+        """The ticket of another level of its chain; metrics and details, which are of this one's mask, are left out.
+
+        Raises: TicketError for a ticket without levels; MaskError for a level the chain does not have.
+        """
+        if self.levels is None:
+            raise TicketError("this ticket carries no chain of levels", got=f"one mask of sparsity {self.sparsity:.4f}")
+        mask = self.levels.mask(level)
+        sparsity = 0.0 if level == 0 else self.levels.sparsities[level - 1]
+        return replace(self, mask=mask, level=level, sparsity=sparsity, metrics=(), details={})
 
     @property
     def identity(self) -> str:
@@ -214,14 +237,25 @@ class Ticket:
         """Agreement with another ticket of the same architecture, per part."""
         return self.mask.overlap(other.mask)
 
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Writes the three files into `folder` (made when missing) and returns it. The same ticket gives the same bytes."""
+    def save_pretrained(self, folder: Path | str, *, within: "tuple[Ticket, str] | None" = None) -> Path:
+        """Writes the three files into `folder` (made when missing) and returns it. The same ticket gives the same bytes.
+
+        within: a ticket whose mask holds this one's, and the path to its folder from this one: then only what is removed of it is
+        written, and this folder cannot be read without that one. For the cells of a store alone.
+        Raises: MaskError when this mask does not lie within that one.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        body = self._json()
+        body, content_of_mask = self._json(), self._mask_bytes()
+        if within is not None:
+            parent, path = within
+            content_of_mask = save(pack_within(parent.mask, self.mask), metadata={"format": f"tombola-mask {FORMAT_VERSION}"})
+            said = {"path": path, "mask": parent.mask.digest()}
+            body["mask"] |= {"within": said, "sha256": hashlib.sha256(content_of_mask).hexdigest()}
+            body["format_version"] = FORMAT_VERSION
         body["digest"] = _digest(body)
         for name, content in (
-            (MASK_NAME, self._mask_bytes()),
+            (MASK_NAME, content_of_mask),
             (CARD_NAME, _card(self).encode()),
             (JSON_NAME, (json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()),
         ):
@@ -259,19 +293,24 @@ class Ticket:
 
     def _mask_bytes(self) -> bytes:
         # One entry of metadata at most: safetensors writes several in random order, and the same ticket must give the same bytes.
-        packed: bytes = save(self.mask.pack(), metadata={"format": f"tombola-mask {FORMAT_VERSION}"})
+        parts = self.mask.pack() if self.levels is None else self.levels.pack()
+        packed: bytes = save(parts, metadata={"format": f"tombola-mask {self._version}"})
         return packed
 
+    @property
+    def _version(self) -> int:
+        return PLAIN if self.levels is None else FORMAT_VERSION
+
     def _json(self) -> dict[str, Any]:
-        body = {name: getattr(self, name) for name in self.__slots__ if name != "mask"}
+        body = {name: getattr(self, name) for name in self.__slots__ if name not in _IN_MASK}
         body |= {"base": asdict(self.base), "found_on": asdict(self.found_on)}
-        body["format_version"] = FORMAT_VERSION
+        body["format_version"] = self._version
         body["mask"] = {
             "file": MASK_NAME,
             "sha256": hashlib.sha256(self._mask_bytes()).hexdigest(),
             "shapes": {name: list(part.shape) for name, part in self.mask.parts().items()},
             "kept": {name: kept for name, (kept, _) in self.mask.counts().items()},
-        }
+        } | ({} if self.levels is None else {"levels": self.levels.n, "level": self.level})
         try:
             plain: dict[str, Any] = json.loads(json.dumps(body, default=_plain, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -279,6 +318,9 @@ class Ticket:
                 "a ticket holds plain JSON only", got=error, expected="numbers that are finite, text, lists"
             ) from error
         return plain
+
+
+_IN_MASK = ("mask", "levels", "level")  # fields that ticket.json has in its object `mask`
 
 
 def _plain(value: object) -> object:
@@ -336,12 +378,13 @@ def _read(folder: Path) -> Ticket:
             raise TicketError(
                 f"{file} was changed after it was written", got=_digest(body), expected=body["digest"], next=_DAMAGED
             )
-        mask = _read_mask(folder / MASK_NAME, body["mask"])
-        named = {name: body[name] for name in Ticket.__slots__ if name not in ("mask", "base", "found_on")}
+        mask, levels = _read_mask(folder, body["mask"])
+        named = {name: body[name] for name in Ticket.__slots__ if name not in (*_IN_MASK, "base", "found_on")}
         named |= {name: tuple(body[name]) for name in ("labels", "metrics", "parents")}
         found_on = Weights(**body["found_on"])
         if found_on.path is not None:
             found_on = replace(found_on, path=str((folder / found_on.path).resolve()))
+        named |= {"levels": levels, "level": None if levels is None else body["mask"]["level"]}
         return Ticket(mask=mask, base=Weights(**body["base"]), found_on=found_on, **named)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MaskError, SafetensorError) as error:
         raise TicketError(
@@ -352,7 +395,8 @@ def _read(folder: Path) -> Ticket:
         ) from error
 
 
-def _read_mask(file: Path, said: Mapping[str, Any]) -> Mask:
+def _read_mask(folder: Path, said: Mapping[str, Any]) -> tuple[Mask, Levels | None]:
+    file = folder / MASK_NAME
     if not file.is_file():
         raise TicketError(f"{file} is missing", expected="the packed mask beside ticket.json", next=_DAMAGED)
     with file.open("rb") as content:
@@ -363,11 +407,32 @@ def _read_mask(file: Path, said: Mapping[str, Any]) -> Mask:
             expected=f"sha256 {said['sha256'][:12]}…", next=_DAMAGED,
         )  # fmt: skip
     with safe_open(file, framework="pt") as packed:  # mapped, not read: the mask is the only copy of it in memory
-        shapes = {name: tuple(shape) for name, shape in said["shapes"].items()}
-        mask = Mask.unpack({name: packed.get_tensor(name) for name in packed.keys()}, shapes)  # noqa: SIM118
+        shapes, levels = {name: tuple(shape) for name, shape in said["shapes"].items()}, None
+        parts = {name: packed.get_tensor(name) for name in packed.keys()}  # noqa: SIM118
+        if "levels" in said:
+            levels = Levels.unpack(parts, shapes, said["levels"])
+            mask = levels.mask(said["level"])
+        elif "within" in said:
+            mask = unpack_within(_mask_around(folder, said["within"]), parts)
+        else:
+            mask = Mask.unpack(parts, shapes)
     kept = {name: count for name, (count, _) in mask.counts().items()}
     if kept != said["kept"]:
         raise TicketError(f"{file} does not keep what ticket.json says", got=kept, expected=said["kept"], next=_DAMAGED)
+    return mask, levels
+
+
+def _mask_around(folder: Path, said: Mapping[str, Any]) -> Mask:
+    """The mask that one in `folder` is written within."""
+    place = (folder / said["path"]).resolve()
+    if not (place / JSON_NAME).is_file():
+        raise TicketError(
+            f"the ticket in {folder} is written within another that is not here", got=str(place), expected="the level before it",
+            next="read it in the store that made it; `save_pretrained` writes a ticket that stands alone",
+        )  # fmt: skip
+    mask = _read(place).mask
+    if mask.digest() != said["mask"]:
+        raise TicketError(f"the mask in {place} is not the one that {folder} was written within", next=_DAMAGED)
     return mask
 
 

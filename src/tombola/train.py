@@ -15,10 +15,12 @@ import hashlib
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,11 +50,44 @@ class TrainSettings:
 
     learning_rate: Annotated[float, Gt(0)] = 2e-5  # AdamW, decaying linearly to 0
     epochs: Annotated[int, Ge(0)] = 3  # 0: the model as it comes; with a new head its answers are chance
+    steps: Annotated[int, Ge(1)] | None = None  # of the optimizer, in place of epochs: of running text an epoch can be long
     batch_size: Annotated[int, Ge(1)] = 32
     warmup_steps: Annotated[int, Ge(0)] = 0
     weight_decay: Annotated[float, Ge(0)] = 0.0
     adam_epsilon: Annotated[float, Gt(0)] = 1e-8
     clip_norm: Annotated[float, Gt(0)] = 1.0
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, by the names of the fields; `steps` only where it is set, so that runs older than it keep their names."""
+        return {name: value for name, value in asdict(self).items() if name != "steps" or value is not None}
+
+    def steps_of(self, rows: int) -> int:
+        """Optimizer steps of a whole run on so many rows."""
+        return self.steps if self.steps is not None else -(-rows // self.batch_size) * self.epochs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A part of a run, in optimizer steps: how many, and where they begin in the endless order of rows and on the schedule.
+
+    The order of rows is epoch after epoch, as a whole run has it. A whole run of one epoch is the stretch from 0 bit for bit; of
+    more epochs it is so without dropout, whose draws a loader shifts each time that an epoch begins.
+    """
+
+    steps: Annotated[int, Ge(1)]
+    schedule_steps: Annotated[int, Ge(1)]  # the learning rate falls to 0 over so many
+    rows_from: Annotated[int, Ge(0)] = 0
+    schedule_from: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a run does otherwise than to minimise the model's own loss."""
+
+    # (logits, labels, numbers of the rows in `train`, share of training done in [0, 1]) → the loss of the batch
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
+    before_step: Callable[[int, float], object] = lambda step, share: None  # step from 0, share done before it
+    said: Mapping[str, Any] = field(default_factory=dict)  # all that these depend on, as JSON: a part of what a checkpoint is for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +139,31 @@ class LengthBuckets(Sampler[int]):
         yield from order[full:]
 
 
+class Stream(Sampler[list[int]]):
+    """The batches of a stretch: those of `LengthBuckets`, epoch after epoch. An item is epoch · n + row, of n rows."""
+
+    drop_last = False
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, stretch: Stretch) -> None:
+        self.lengths, self.batch_size, self.seed, self.stretch = lengths, batch_size, seed, stretch
+
+    def __len__(self) -> int:
+        return self.stretch.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._endless(), self.stretch.steps)
+
+    def _endless(self) -> Iterator[list[int]]:
+        n = len(self.lengths)
+        per_epoch, sampler = -(-n // self.batch_size), LengthBuckets(self.lengths, self.batch_size, self.seed)
+        first, skipped = divmod(self.stretch.rows_from, per_epoch)
+        for epoch in count(first):
+            sampler.set_epoch(epoch)
+            order = [epoch * n + row for row in sampler]
+            batches = [order[start : start + self.batch_size] for start in range(0, n, self.batch_size)]
+            yield from batches[skipped if epoch == first else 0 :]
+
+
 def fine_tune(
     model: "PreTrainedModel",
     train: Encoded,
@@ -115,6 +175,8 @@ def fine_tune(
     checkpoints: Path | None = None,
     every_seconds: float = 60.0,
     ours: Callable[[], object] = lambda: None,
+    stretch: Stretch | None = None,
+    recipe: Recipe | None = None,
 ) -> TrainLog:
     """Trains `model` in place on all of `train` and leaves it in eval mode; returns what was done.
 
@@ -128,26 +190,55 @@ def fine_tune(
     every_seconds   how long after a save the next one is due. It comes with the next log, of which a run has about 20;
                     0 saves at every log.
     ours            raises when `checkpoints` belongs to another process by now: asked before each save, and before it counts.
+    stretch         a part of the run instead of all of it, with a new optimizer: `epochs` and `steps` then play no part.
+    recipe          another loss than the model's own, and what is done before each step.
 
     Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
     threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
     """
-    if settings.epochs == 0:
+    if stretch is None and (settings.steps is not None or train.masking is not None):
+        steps = settings.steps_of(len(train))
+        stretch = Stretch(steps=steps, schedule_steps=steps) if steps else None
+    if stretch is None and settings.epochs == 0:
         model.eval()
         return TrainLog(0, 0, 0, ())
     import transformers
     from safetensors.torch import save_model
 
-    def to_batch(rows: list[int]) -> dict[str, torch.Tensor]:
-        return collate(train, rows)
+    own_loss = None if recipe is None else recipe.loss
+
+    def to_batch(items: list[int]) -> dict[str, torch.Tensor]:
+        rows = [item % len(train) for item in items]
+        batch = collate(train, rows, drawn=None if stretch is None else (seeds.data, items[0] // len(train)))
+        return batch if own_loss is None else batch | {"rows": torch.tensor(rows)}
 
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
+            if stretch is not None:
+                stream = Stream(train.computed_lengths, settings.batch_size, seeds.data, stretch)
+                items = range(len(train) * (1 + (stretch.rows_from + stretch.steps) // -(-len(train) // settings.batch_size)))
+                loaded: DataLoader[Any] = DataLoader(items, batch_sampler=stream, collate_fn=to_batch)  # type: ignore[arg-type]
+                ready: DataLoader[Any] = self.accelerator.prepare(loaded)
+                return ready
             sampler = LengthBuckets(train.computed_lengths, settings.batch_size, seeds.data)
             rows = list(range(len(train)))  # the data set is the row numbers; `to_batch` looks them up
             loader: DataLoader[Any] = DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
             prepared: DataLoader[Any] = self.accelerator.prepare(loader)
             return prepared
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if own_loss is None:
+                return super().compute_loss(model, inputs, *args, **kwargs)
+            rows, labels = inputs.pop("rows"), inputs.pop("labels")
+            return own_loss(model(**inputs).logits, labels, rows, self.state.global_step / max(self.state.max_steps, 1))
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if stretch is None:
+                return super().create_scheduler(num_training_steps, optimizer)
+            factor = partial(_falling, stretch, settings.warmup_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+            self._created_lr_scheduler = True
+            return self.lr_scheduler
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             # `save_pretrained` may write other names than the model has; on resume these would be passed over unloaded.
@@ -161,19 +252,25 @@ def fine_tune(
                 raise TombolaError("the weights of a checkpoint do not fit the model", got=str(load_result))
 
     class Report(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if recipe is not None:
+                recipe.before_step(state.global_step, state.global_step / max(state.max_steps, 1))
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress(state.global_step / max(state.max_steps, 1))
 
     callbacks, resumed = [Report()], None
     if checkpoints is not None:
-        run = _identity(model, train, settings, seeds, device)
+        run = _identity(model, train, settings, seeds, device) | ({} if stretch is None else {"stretch": asdict(stretch)})
+        run |= {} if recipe is None else {"recipe": dict(recipe.said)}
         resumed = last_checkpoint(checkpoints, run)
         callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed, ours))
-    steps = -(-len(train) // settings.batch_size) * settings.epochs
+    steps = stretch.steps if stretch else -(-len(train) // settings.batch_size) * settings.epochs
     with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_randomness():
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=settings.epochs,
+            max_steps=stretch.steps if stretch else -1,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
@@ -200,12 +297,24 @@ def fine_tune(
         history = trainer.state.log_history
     model.eval()
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
-    return TrainLog(int(trainer.state.global_step), *_tokens(train, settings, seeds.data), losses)
+    return TrainLog(int(trainer.state.global_step), *_tokens(train, settings, seeds.data, stretch), losses)
 
 
-def _tokens(train: Encoded, settings: TrainSettings, seed: int) -> tuple[int, int]:
+def _falling(stretch: Stretch, warmup: int, step: int) -> float:
+    """The learning rate of a step over its peak: up through the warm-up and then linearly down to 0, as a whole run has it."""
+    at = stretch.schedule_from + step
+    if at < warmup:
+        return at / max(1, warmup)
+    return max(0.0, (stretch.schedule_steps - at) / max(1, stretch.schedule_steps - warmup))
+
+
+def _tokens(train: Encoded, settings: TrainSettings, seed: int, stretch: Stretch | None) -> tuple[int, int]:
     """(real, padded) tokens of a whole run: each batch of `LengthBuckets` is as long as its longest row."""
     lengths = train.computed_lengths
+    if stretch is not None:
+        n, real = len(lengths), train.lengths
+        stream = [[item % n for item in one] for one in Stream(lengths, settings.batch_size, seed, stretch)]
+        return sum(real[i] for one in stream for i in one), sum(len(one) * max(lengths[i] for i in one) for one in stream)
     sampler, padded = LengthBuckets(lengths, settings.batch_size, seed), 0
     for epoch in range(settings.epochs):
         sampler.set_epoch(epoch)
@@ -223,6 +332,8 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
     )
     for name, row, label in zip(train.ids, train.inputs, train.labels, strict=True):
         rows.update(repr((name, sorted(row.items()), label)).encode())
+    if train.masking is not None or train.spans is not None:
+        rows.update(repr((train.masking, None if train.spans is None else [one.label for one in train.spans.windows])).encode())
     for name, value in sorted(model.state_dict().items()):
         start.update(repr((name, value.dtype, tuple(value.shape))).encode())
         start.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -230,7 +341,7 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
     mask = (gates.mask if isinstance(gates, Gates) else Mask()) & Mask(values={} if held is None else held.values)
     config = {name: value for name, value in model.config.to_dict().items() if name not in NO_PART}
     return {
-        "settings": asdict(settings),
+        "settings": settings.plain(),
         "seeds": asdict(seeds),
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:32],
         "mask": None if mask.removes_nothing else mask.digest()[:32],

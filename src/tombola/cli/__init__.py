@@ -4,7 +4,7 @@ Heavy libraries are imported inside the verbs, so that `--help` answers at once.
 and exit code 2; an interrupted verb goes on where it was when the same command is given again.
 
     options   the options, each written once, in groups; how what was given is read
-    find      demo, find
+    find      demo, find, head
     tickets   controls, retrain, evaluate, compare, import
     ship      ship, push, bench, frontier
     look      doctor, inspect, report
@@ -27,6 +27,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": look.doctor,
     "inspect": look.inspect,
     "find": find.find,
+    "head": find.head,
     "controls": tickets.controls,
     "retrain": tickets.retrain,
     "evaluate": tickets.evaluate,

@@ -1,4 +1,4 @@
-"""tombola demo, tombola find: from a model and a task to tickets, tested when asked for."""
+"""tombola demo, find, head: from a model and a task to tickets, tested when asked for; and to a base with a head for the task."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -70,6 +70,7 @@ class CommonSettings:
         None
     )
     criterion: Annotated[str | None, typer.Option(help="magnitude, random, taylor or taylor-signed.")] = None
+    rewind: Annotated[str | None, typer.Option(help="imp: step_0, epoch_1, percent_5 …, none or learning_rate_only.")] = None
     granularity: Annotated[str | None, typer.Option(help="Values compete globally or per_matrix.")] = None
     train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows.")] = None
     selection_rows: Annotated[int | None, typer.Option(help="Choose the mask on at most so many rows.")] = None
@@ -88,11 +89,12 @@ def find(
         str,
         typer.Argument(
             help="One of GLUE (cola sst2 mrpc qqp stsb mnli qnli rte wnli, [:train=SPLIT,report=SPLIT]), acceptability, "
-            "nli-overlap[:strength=0.9], files (--train --validation --text --label), or hub:NAME[:CONFIG]."
+            "nli-overlap[:strength=0.9], squad, mlm-wikitext2, mlm (--train --validation), files (--train --validation --text "
+            "--label), or hub:NAME[:CONFIG]."
         ),
     ],
     *,
-    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values, to a floor), one-shot.")] = "s-prune",
+    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values), one-shot, imp (rounds).")] = "s-prune",
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
@@ -140,7 +142,8 @@ def find(
     planned = plan_find(lab, model, asked, settings, run_seeds, layouts)
     cells = [cell for found in planned for cell in found.cells]
     for one in planned:
-        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if retrain else []
+        again = retrain and one.chain is None  # the last round of a chain is just that
+        tested = [plan_test(one.search, one.dense, settings.retrain, retrain=True)] if again else []
         tested += plan_controls(one.search, one.dense, control_kinds, draws, settings, retrain=retrain) if control_kinds else []
         cells += [cell for each in tested for cell in each.cells]
     if run.dry_run:
@@ -176,3 +179,29 @@ def _targets(out: Path | None, seeds: Sequence[int]) -> list[Path | None]:
     for target in targets:
         refuse_filled(target, but="ticket.json")
     return targets
+
+
+def head(
+    model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
+    task: Annotated[str, typer.Argument(help="mlm-wikitext2, or mlm (--train --validation).")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
+    seeds: SeedsOption = "0",
+    rows: OwnRows,
+    run: Running,
+) -> None:
+    """Give MODEL a head for TASK, trained alone, its body as it is: for chains on models published without theirs."""
+    from tombola.study.settings import resolve
+    from tombola.study.task_head import train_head
+
+    refuse_filled(out)
+    run_seeds = numbers(seeds)
+    values, own = split_seeds(run.settings())
+    settings = resolve(values, run_seeds[:1], own, method="imp")
+    said = train_head(run.lab(), model, rows.task(task), settings, out)
+    if run.as_json:
+        print_json(said)
+        return
+    scores = f"{said['metric']} {said['before']:.3f} → {said['after']:.3f} (line {said['majority']:.3f}, n = {said['n']})"
+    say(f"{scores}, {said['steps']} steps")
+    say(f"Next: tombola find {out} {task} --method imp")

@@ -101,6 +101,9 @@ class OwnRows:
         if not self.given():
             return
         known = read_ticket(lab, ticket).settings.get("data", {}).get("source")
+        if known is not None and known.get("form") == "masked":
+            named(lab, _task("mlm", {"text": ",".join(known["text"]), **self.given()}))
+            return
         if known is None or "repo" in known:
             raise TombolaError("this ticket is of no files of your own", got=ticket, next="leave --train, --validation … out")
         said = {"text": known["text"], "label": known["label"], "metric": known["metric"]}
@@ -163,9 +166,19 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _task(name: str, own_rows: Mapping[str, Any]) -> "str | Task":
-    from tombola.tasks import asked_in_words, files_task, hub_task
+    from tombola.tasks import asked_in_words, corpus_task, files_task, hub_task
 
     own_rows = dict(own_rows)
+    if name == "mlm":
+        taken = {"train", "validation", "text"}
+        if not {"train", "validation"} <= own_rows.keys() <= taken:
+            raise TombolaError(
+                "the task `mlm` is running text of your own",
+                got=", ".join(f"--{option}" for option in own_rows) or "none of its options",
+                expected="--train FILE --validation FILE [--text COLUMN]; plain text needs no column",
+                next="mlm-wikitext2 is a corpus by name",
+            )
+        return corpus_task(**own_rows)
     prompt = {option: own_rows.pop(option) for option in ("words", "template") if option in own_rows}
     if name.startswith("hub:") and "#" not in name:
         quiet()

@@ -270,7 +270,7 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
         if not tickets:
             continue
         for unit in case.units or ("values",):
-            found = [(ticket.seed, _shared(ticket, good[ticket.seed], unit)) for ticket in tickets]
+            found = [(ticket.seed, shared_settings(ticket, good[ticket.seed], unit)) for ticket in tickets]
             shared = _mean(found, lambda it: float(it.shared), 1)
             by_chance = (_mean(found, value, decimals) for value, decimals in BY_CHANCE.values())
             seeds = str(len({seed for seed, _ in found}))
@@ -286,7 +286,7 @@ def _control_table(case: Case, good: Mapping[int, TicketRow]) -> Table | None:
     )
 
 
-def _shared(ticket: TicketRow, good: TicketRow, unit: str) -> Overlap:
+def shared_settings(ticket: TicketRow, good: TicketRow, unit: str) -> Overlap:
     """What a ticket shares with good: of whole parts by their masks, of single values by the counts that were stored."""
     if unit in UNITS:
         return overlap(UNITS[unit](ticket), UNITS[unit](good))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from tombola.search.imp import ImpSettings, imp
+from tombola.search.learned import LearnedSettings, learn_mask
 from tombola.search.magnitude import MPruneSettings, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, s_prune
@@ -12,4 +14,6 @@ SEARCHES: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "s-prune": (s_prune, SPruneSettings),
     "m-prune": (m_prune, MPruneSettings),
     "one-shot": (one_shot, OneShotSettings),
+    "learned": (learn_mask, LearnedSettings),
+    "imp": (imp, ImpSettings),
 }

@@ -29,7 +29,9 @@ DRAWS_AT_ONCE = 10**9  # numpy draws the sizes of matrices exactly below this ma
 class ControlSettings:
     """Options of controls, by the names of the reproduction's table; the defaults are its `corrected` column."""
 
-    random_size: Literal["exact", "bernoulli", "exact_per_layer"] = "exact"
+    # exact_per_layer: of values, as many in each matrix as the ticket; same_share: each matrix keeps the ticket's share of all;
+    # of_reinit: the largest values of matrices drawn anew from one distribution (the released code of Chen et al. 2020)
+    random_size: Literal["exact", "bernoulli", "exact_per_layer", "same_share", "of_reinit"] = "exact"
     control_draws: Literal["independent", "reseeded_42"] = "independent"
     bad_s_rule: Literal["pruned_plus_fill", "lowest_importance"] = "pruned_plus_fill"  # heads, MLPs, neurons
     bad_m_rule: Literal["pruned_plus_fill", "remove_highest"] = "pruned_plus_fill"  # values
@@ -79,6 +81,32 @@ def random_per_layer(pool: Pool) -> dict[str, Tensor]:
     return {name: torch.stack([_pick(torch.ones_like(row), int(row.sum()), pool.rng) for row in part])}
 
 
+def random_same_share(pool: Pool) -> dict[str, Tensor]:
+    """Every parameter keeps the same share, as near as whole numbers allow; all other types of part are drawn as `random` does.
+
+    What rounding leaves goes to the largest remainders, the first of equal ones, so that the total is the ticket's.
+    """
+    if pool.unit != "values":
+        return random(pool)
+    sizes = [part.numel() for part in pool.good.values()]
+    shares = [pool.kept * size / max(1, sum(sizes)) for size in sizes]
+    counts = [int(share) for share in shares]
+    largest = sorted(range(len(sizes)), key=lambda i: (counts[i] - shares[i], i))
+    for i in largest[: pool.kept - sum(counts)]:
+        counts[i] += 1
+    return {name: _pick(torch.ones_like(p), n, pool.rng) for (name, p), n in zip(pool.good.items(), counts, strict=True)}
+
+
+def random_of_reinit(pool: Pool) -> dict[str, Tensor]:
+    """The largest of as many normal numbers, of one standard deviation for all: in law the same as `random`."""
+    if pool.unit != "values":
+        return random(pool)
+    flat = torch.from_numpy(np.abs(pool.rng.standard_normal(sum(part.numel() for part in pool.good.values()), dtype=np.float32)))
+    kept = ~lowest(flat, flat.numel() - pool.kept, torch.ones_like(flat, dtype=torch.bool))
+    parts = torch.split(kept, [part.numel() for part in pool.good.values()])
+    return {name: of.reshape(part.shape) for (name, part), of in zip(pool.good.items(), parts, strict=True)}
+
+
 def bad(pool: Pool) -> dict[str, Tensor]:
     """As many entries as `good` keeps, drawn from those it removed; topped up with random survivors when too few.
 
@@ -109,7 +137,13 @@ def strict_bad(pool: Pool) -> dict[str, Tensor]:
     return _draw(removed, min(pool.kept, _count(removed)), pool.rng)
 
 
-RANDOM_SIZES: dict[str, Draw] = {"exact": random, "bernoulli": random_bernoulli, "exact_per_layer": random_per_layer}
+RANDOM_SIZES: dict[str, Draw] = {
+    "exact": random,
+    "bernoulli": random_bernoulli,
+    "exact_per_layer": random_per_layer,
+    "same_share": random_same_share,
+    "of_reinit": random_of_reinit,
+}
 BAD_RULES: dict[str, Draw] = {"pruned_plus_fill": bad, "lowest_importance": lowest_scoring, "remove_highest": lowest_scoring}
 
 # Kind of control -> its rule for one type of part, under given settings.

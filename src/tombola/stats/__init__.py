@@ -8,6 +8,7 @@ A leaf: it knows no models, no tickets, no files.
     estimate     Estimate; means over seeds, shares of rows
     paired       two models on the same seeds or rows, and a family of such tests
     power        what n seeds and n rows can show at all
+    matching     whether a ticket is as good as the dense model, by four rules; transfer matrices
     masks        what masks share: two of them, those of several seeds, those of two tasks
     survivors    what seeds do not agree on; survival against kinds of attention map
     crossed      what masks depend on, when every combination of several factors was run
@@ -34,6 +35,18 @@ from tombola.stats.masks import (
     overlap_of_tasks,
     stability,
 )
+from tombola.stats.matching import (
+    MARGIN,
+    Match,
+    Transfer,
+    Universal,
+    certainly_lost,
+    dark_counts,
+    highest_matching,
+    matching,
+    transfers,
+    universal,
+)
 from tombola.stats.orders import Orders, compare_orders, rank_biased_overlap, spearman
 from tombola.stats.paired import (
     Corrected,
@@ -57,26 +70,34 @@ __all__ = [
     "ALPHA",
     "DRAWS",
     "LEVEL",
+    "MARGIN",
     "POWER",
     "CochranQ",
     "Corrected",
     "Estimate",
     "Mantel",
+    "Match",
     "Orders",
     "Overlap",
     "Paired",
     "Split",
     "Stability",
     "TaskOverlap",
+    "Transfer",
     "Undecided",
+    "Universal",
+    "certainly_lost",
     "cochran_pairs",
     "cochran_q",
     "compare_orders",
     "correct",
+    "dark_counts",
     "fleiss_kappa",
+    "highest_matching",
     "kappa_of_votes",
     "krippendorff_alpha",
     "mantel",
+    "matching",
     "mcnemar",
     "mcnemar_of_counts",
     "mean_jaccard",
@@ -96,6 +117,8 @@ __all__ = [
     "split_variance",
     "stability",
     "survivor_correlation",
+    "transfers",
     "two_level",
     "undecided",
+    "universal",
 ]

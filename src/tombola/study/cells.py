@@ -72,6 +72,11 @@ class Cell:
                 yield from taken.needed()
         yield self
 
+    @property
+    def run(self) -> "Cell | None":
+        """The first cell below this one, or this one, that says a model, its rows and its machine; None for one without."""
+        return next((one for one in self.needed() if {"model", "data", "machine"} <= one.settings.keys()), None)
+
 
 class Reporter:
     """Where the lab says how far it is; this one says nothing. Work is counted in row passes (one row once through the model)."""

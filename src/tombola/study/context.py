@@ -25,6 +25,8 @@ class Context:
     seeds: tuple[int, ...]
     presets: tuple[Rung, ...]  # one, or the rungs of a ladder
     values: Mapping[str, Any]  # settings by name, of every method of the study; those of the task included
+    # all tasks of the study by the names it has for them: the task, and the settings that hold for it; of transfer
+    tasks: Mapping[str, tuple[str | Task, Mapping[str, Any]]] = field(default_factory=dict)
 
     def settings(self, method: str, own: Mapping[str, Any] | None = None) -> list[Settings]:
         """The settings of a method, one for each preset or rung that concerns it; `own` are the experiment's, and win.
@@ -80,6 +82,7 @@ SEARCHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "s-prune": ("s-prune", {"procedure": "joint"}),
     "s-prune-heads": ("s-prune", {"procedure": "heads"}),
     "s-prune-mlps": ("s-prune", {"procedure": "mlps"}),
+    "imp": ("imp", {}),
 }
 
 

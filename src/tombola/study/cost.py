@@ -83,14 +83,23 @@ def _machine_of(cell: Cell) -> Mapping[str, Any]:
 
 def flops(cell: Cell, lab: Lab, out: Path) -> float:
     """FLOPs of a cell that was just computed into `out`, by the formula above; 0 for one that runs no model."""
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
-    if base is None or cell.step in ("control", "derive", "bag_of_words"):
+    base = cell.run
+    if base is None or cell.step in ("control", "derive", "bag_of_words", "base_mask", "bias"):
         return 0.0
     forward = 2.0 * _matrix_weights(lab, base)
+    if cell.step in ("round", "snapshot"):
+        file = out / "train.json"  # none where nothing was trained
+        scored = _tokens(lab, base, "selection", "report", "challenge") if (out / "scores.jsonl").is_file() else 0.0
+        return forward * (3.0 * float(read_json(file)["padded_tokens"]) + scored) if file.is_file() else 0.0
     if cell.step in ("fine_tune", "retrain", "train_mode"):
         frozen = cell.step == "train_mode" and TRAIN_MODES[cell.settings["mode"]].frozen  # nothing goes back through the body
         trained = (1.0 if frozen else 3.0) * float(read_json(out / "train.json")["padded_tokens"])
         return forward * (trained + _tokens(lab, base, "selection", "report", "challenge"))
+    if cell.step == "search" and cell.settings["method"] == "learned":
+        trained = float(read_json(out / "result.json")["train"]["padded_tokens"])
+        return forward * (
+            3.0 * trained + 2.0 * _tokens(lab, base, "selection")
+        )  # scores want what weights want: all three passes
     if cell.step == "search":
         path = read_json(out / "ticket" / "ticket.json")["details"]["path"]
         return forward * PASSES_PER_TRIAL.get(cell.settings["method"], 2) * max(len(path), 1) * _tokens(lab, base, "selection")

@@ -66,7 +66,11 @@ class TaskData:
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of each set of rows, so that a cell is known by its data and not by where that came from."""
         sets = {"train": self.train} | {role: rows for role, (_, rows) in self.evaluated().items()}
-        return {role: fingerprint([rows.ids, rows.texts, rows.labels, rows.groups]) for role, rows in sets.items()}
+        return {role: fingerprint(_said_of(rows)) for role, rows in sets.items()}
+
+
+def _said_of(rows: Rows) -> list[Any]:
+    return [rows.ids, rows.texts, rows.labels, rows.groups, *([] if rows.answers is None else [rows.answers])]
 
 
 def named(lab: Lab, task: str | Task) -> str:
@@ -210,7 +214,7 @@ def _origin(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> list[Any] 
     if isinstance(task.source, Mixed):
         parts = dict.fromkeys(part.task for several in task.source.parts.values() for part in several)
         return [_origin(lab, part, None) for part in parts]
-    names = task.source.names if isinstance(task.source, Folders) else (task.name,)
+    names = task.source.names if isinstance(task.source, Folders) else (task.folder or task.name,)
     if lab.data_dir is None:
         return [task.source.repo, task.source.config, task.source.revision] if isinstance(task.source, Hub) else [*names]
     files = sorted(file for name in names for file in (lab.data_dir / name).glob("*"))
@@ -242,7 +246,8 @@ def encoded_rows(lab: Lab, cell: Cell, role: str, rows: Rows) -> Encoded:
         data = cell.settings["data"]
         _check_length(lab, cell)
         objective = task_of(lab, data["task"], data.get("source")).objective
-        lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"], objective)
+        more = {name: data[name] for name in ("mlm", "stride") if name in data}
+        lab.cache[known] = encode(tokenizer_of(lab, cell), rows, data["max_length"], data["padding"], objective, **more)
     encoded: Encoded = lab.cache[known]
     return encoded
 
@@ -253,7 +258,8 @@ def _check_length(lab: Lab, cell: Cell) -> None:
 
     data = cell.settings["data"]
     positions = getattr(AutoConfig.from_pretrained(base_folder(lab, cell.settings["model"])), "max_position_embeddings", None)
-    if data["padding"] == "max_length" and isinstance(positions, int) and data["max_length"] > positions:
+    filled = data["padding"] == "max_length" or "mlm" in data or "stride" in data  # to the last token
+    if filled and isinstance(positions, int) and data["max_length"] > positions:
         raise DataError(
             "rows are to be padded to more tokens than the model has positions for",
             got=f"max_length {data['max_length']}, {positions} positions",

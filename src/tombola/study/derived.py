@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from tombola.anatomy import Anatomy
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
@@ -15,6 +18,7 @@ from tombola.prune import prune
 from tombola.scope import scope_parameters
 from tombola.scores import Given, magnitude
 from tombola.search.supers import SuperSettings, super_control, survivors
+from tombola.store import fingerprint
 from tombola.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ class Derived:
     mask: Mask
     scope: str
     good: Mask | None = None
+    lesion: Mapping[str, Any] | None = None  # done to the weights before the mask is put on, see `tombola.gates.lesion_of`
 
 
 def size_matched(sources: Sources) -> Derived:
@@ -58,6 +63,44 @@ def joined(sources: Sources) -> Derived:
     for other in sources.others:
         mask = mask & other.mask
     return Derived(mask, _one_scope(sources))
+
+
+def union(sources: Sources) -> Derived:
+    """What any of them keeps (Chen et al. 2020, X3). Of another size than each: its sparsity stands in the ticket."""
+    mask = sources.ticket.mask
+    for other in sources.others:
+        mask = mask | other.mask
+    return Derived(mask, _one_scope(sources))
+
+
+def perturbed(sources: Sources) -> Derived:
+    """In each parameter so many removed values are revived and as many kept ones removed, drawn: `share` of all its values (X4
+    of Chen et al. 2020). Of exactly the size of the ticket; fewer where not so many are removed, or kept.
+    """
+    good, share, draw = sources.ticket.mask, sources.options["share"], sources.options["draw"]
+    rng = np.random.default_rng([sources.ticket.seeds["mask"], draw, round(1e6 * share), int(good.digest()[:8], 16)])
+    values = {}
+    for name, kept in good.values.items():
+        flat = kept.flatten().numpy().copy()
+        gone, there = np.flatnonzero(~flat), np.flatnonzero(flat)
+        n = min(round(share * flat.size), len(gone), len(there))
+        flat[rng.permutation(gone)[:n]], flat[rng.permutation(there)[:n]] = True, False
+        values[name] = torch.from_numpy(flat).reshape(kept.shape)
+    return Derived(Mask(values=values), _one_scope(sources), good)
+
+
+NOISE = 0.0387  # the standard deviation of BERT's pre-trained matrices, by which the released script scales its noise
+
+
+def noised(sources: Sources) -> Derived:
+    """The ticket's own mask on weights to which noise was added, of `times` × `NOISE` (X5 of Chen et al. 2020)."""
+    times, draw = sources.options["times"], sources.options["draw"]
+    said = {
+        "name": "noise",
+        "std": times * NOISE,
+        "seed": int(fingerprint(["noise", sources.ticket.seeds["mask"], draw])[:12], 16),
+    }
+    return Derived(sources.ticket.mask, _one_scope(sources), sources.ticket.mask, said)
 
 
 def super_survivors(sources: Sources) -> Derived:
@@ -106,6 +149,10 @@ _SUPER = (*(one.name for one in fields(SuperSettings)), "draw")
 RULES: Mapping[str, Rule] = {
     "size-matched": Rule(size_matched, "good", "size-matched", "values of lowest magnitude, as large a share", ("scope",)),
     "joined": Rule(joined, "good", "joined", "heads-only and MLPs-only masks together"),
+    "union": Rule(union, "good", "union", "what any of them keeps"),
+    "intersection": Rule(joined, "good", "intersection", "what all of them keep"),
+    "perturbed": Rule(perturbed, "good", "perturbed", "some values revived and as many removed, drawn", ("share", "draw")),
+    "noised": Rule(noised, "good", "noised", "the same mask, noise added to the weights", ("times", "draw")),
     "super-survivors": Rule(super_survivors, "good", "super", "kept for every seed"),
     "super-random": Rule(super_random, "random", "super", "as many, neither super-survivors nor bad", _SUPER),
     "super-bad": Rule(super_bad, "bad", "super", "as many, those that survive least", _SUPER),

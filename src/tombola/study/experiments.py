@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from pydantic import StrictBool, StrictInt
 
-from tombola.study import prasanna2020
+from tombola.study import chen2020, prasanna2020
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
 from tombola.study.jobs import implied, plan_controls, plan_ladder, plan_test
@@ -75,6 +75,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "s-prune-mlps": Experiment("MLPs only, to the floor", _search("s-prune-mlps"), only("s-prune"), rows=("E4",)),
     "controls": Experiment("tickets against controls, pruned and retrained", controls, methods_of, ControlsOptions, ("E5",)),
     **prasanna2020.EXPERIMENTS,
+    **chen2020.EXPERIMENTS,
     "ladder": Experiment("what each option costs between two presets", ladders, methods_of, LadderOptions),
 }
 

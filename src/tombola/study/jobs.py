@@ -7,12 +7,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.anatomy import Layout
+from tombola.bias import BIAS_MODELS
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.losses import LOSSES, LossSettings
 from tombola.mask import Mask
 from tombola.search import SEARCHES
+from tombola.search.imp import ImpSettings
 from tombola.store import CELL
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
@@ -27,6 +30,9 @@ from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket, fingerprint_files, fingerprint_folder, resolve_model
 
+if TYPE_CHECKING:
+    from tombola.study.chains import Chain
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -35,11 +41,12 @@ class Found:
     seed: int
     dense: Cell
     search: Cell
-    pruned: Cell
+    pruned: Cell  # of a chain of rounds: the score of its last level, trained
+    chain: "Chain | None" = None  # of iterative magnitude pruning
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        return (self.dense, self.search, self.pruned)
+        return (self.dense, self.search, self.pruned) if self.chain is None else self.chain.cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +89,42 @@ def plan_find(
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
-    common = _common(lab, model, task, settings, layout)
+    if settings.method == "imp":
+        from tombola.study.chains import plan_chains
+
+        chains = plan_chains(lab, model, task, settings, run_seeds, layout)
+        return [Found(one.seed, one.dense, one.levels[-1], one.last, one) for one in chains]
+    common = common_settings(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = common | {"seeds": {"run": run} | asdict(seeds)}
-        training = shared | {"train": asdict(settings.train), "keep_weights": True} | ({"design": design} if design else {})
-        dense = step_cell("fine_tune", training)
+        training = shared | {"train": settings.train.plain(), "keep_weights": True} | ({"design": design} if design else {})
+        loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
+        teacher = {"teacher": step_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
+        dense = step_cell("fine_tune", training | loss.plain(loss.loss), **plan_bias(common, loss, loss.loss), **teacher)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
-        search = step_cell("search", searching, model=dense)
+        learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
+        search = step_cell("search", searching | learning[0], model=dense, **learning[1])
         found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
     if any(lab.store.load(one.search.key) is None for one in found):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
     return found
+
+
+def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
+    """{"bias": the cell of the bias-only model that a loss needs}, or nothing. One for all seeds: it depends on rows alone.
+
+    Raises: SettingsError when no bias-only model is named.
+    """
+    if "bias" not in LOSSES[loss].needs:
+        return {}
+    if settings.bias_model not in BIAS_MODELS:
+        known = ", ".join(BIAS_MODELS)
+        raise SettingsError([TombolaError(f"the loss {loss} needs a bias_model", got=settings.bias_model, expected=known)])
+    said = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions, "vectors": settings.bias_vectors}
+    base = {"model": common["model"]} if settings.bias_vectors == "model" else {}
+    return {"bias": step_cell("bias", {"data": common["data"], "bias": said} | base)}
 
 
 def plan_controls(
@@ -140,14 +170,43 @@ def plan_retrain(
     *,
     keep_weights: bool = False,
     epochs: int | None = None,
+    loss: LossSettings | None = None,
+    start: Cell | None = None,
+    taking: Literal["body", "all"] = "body",
 ) -> Cell:
     """The cell of training a ticket's mask from the base, as `dense` was trained (same rows, seeds, schedule).
 
-    epochs: another number of them, with a schedule of its own.
+    epochs: another number of them, with a schedule of its own. loss: another one, with `dense` as teacher where it needs one.
+    start: a cell with weights to start from instead of the base, without its head ("body") or with it ("all").
     """
     train = dense.settings["train"] | ({} if epochs is None else {"epochs": epochs})
     settings = shared_settings(dense) | {"train": train, "retrain": options.said(), "keep_weights": keep_weights}
-    return step_cell("retrain", settings, ticket=ticket, dense=dense)
+    known = {name: one for name, one in dense.inputs.items() if name in ("bias", "teacher")}
+    if loss is not None:
+        settings, known = settings | loss.plain(loss.loss), dict(plan_bias(dense.settings, loss, loss.loss))
+        known |= {"teacher": dense} if "teacher" in LOSSES[loss.loss].needs else {}
+    elif "loss" in dense.settings:
+        settings |= {"loss": dense.settings["loss"]}
+    if start is not None:
+        settings, known = settings | {"start": taking}, known | {"start": start}
+    return step_cell("retrain", settings, ticket=ticket, dense=dense, **known)
+
+
+def plan_base_mask(
+    dense: Cell, criterion: str, sparsity: float, *, scope: str, granularity: str = "global", rows: int = 128
+) -> Cell:
+    """The cell of a mask of the pre-trained weights of `dense`'s base, for its task.
+
+    rows: of train, for a criterion that looks at any.
+    """
+    search = {"criterion": criterion, "sparsity": sparsity, "scope": scope, "granularity": granularity}
+    said = {"train": dense.settings["train"], "method": "one-shot", "preset": DEFAULT, "search": search, "rows": rows}
+    return step_cell("base_mask", shared_settings(dense) | said)
+
+
+def plan_barrier(a: Cell, b: Cell, points: int = 11) -> Cell:
+    """The cell of the straight line between two trained models of one task, whose cells keep their weights."""
+    return step_cell("barrier", shared_settings(a) | {"points": points}, a=a, b=b)
 
 
 def plan_train_mode(mode: str, dense: Cell) -> Cell:
@@ -244,7 +303,8 @@ def find(
     model      a Hub name (pinned to a commit, recorded), a local folder, or "demo"
     task       a name ("sst2", "qnli:train=train_from_dev", "hub:imdb"), or what `files_task` or `hub_task` made
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
-    method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity)
+    method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity), "imp" (train,
+               prune, rewind, in rounds; the ticket carries all levels)
     preset     "paper", "released" or "corrected": what every setting is that is not given
     settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone
@@ -279,10 +339,15 @@ def implied(task: str | Task, method: str) -> dict[str, Any]:
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:
     """The found ticket with its scores on the rows it was not chosen on, full and pruned, among its metrics."""
-    ticket = ticket_of(lab, found.search)
+    if found.chain is None:
+        ticket, stage = ticket_of(lab, found.search), "pruned"
+    else:
+        from tombola.study.chains import nested
+
+        ticket, stage = nested(lab, found.chain), "retrained"
     measured = [
         {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
-        for what, cell in (("full", found.dense), ("pruned", found.pruned))
+        for what, cell in (("full", found.dense), (stage, found.pruned))
         for row in read_rows(lab.folder(cell) / "scores.jsonl")
         if row["role"] != "selection"
     ]
@@ -343,7 +408,8 @@ def seconds_per_row_pass(lab: Lab, cell: Cell) -> float:
     from tombola.evaluate import predict
     from tombola.objective import load_weights
 
-    dense = next(one for one in cell.needed() if "data" in one.settings)
+    dense = cell.run
+    assert dense is not None
     data = task_data(lab, dense.settings["data"]["task"], dense.settings["data"])
     rows = data.train.take(range(0, len(data.train), max(1, len(data.train) // 96)))
     encoded = encoded_rows(lab, dense, "calibration", rows)
@@ -434,20 +500,20 @@ def dense_of(lab: Lab, name: str, task: str | Task | None = None, changes: Mappi
         raise TicketError("the ticket does not say for which task it is", got=name, next="name the task after the ticket")
     # A ticket from elsewhere does not say how its model was trained: then the preset does.
     said = dict(ticket.settings.get("data", {})) | dict(ticket.settings.get("train", {}))
-    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source")}
+    values = {name: value for name, value in said.items() if name not in ("task", "rows", "counts", "source", "mlm")}
     if task is not None and spec != ticket.task and values.get("selection_split") == "validation":
         del values["selection_split"]  # of rows that the other task need not have
     values |= ({} if task is None else implied(task, method_of(ticket))) | dict(changes or {})
     resolved = resolve(values, (ticket.seeds.get("run", 0),), method=method_of(ticket), preset=ticket.preset)
     if spec is None:
         task_of(lab, str(ticket.task), said.get("source"))  # its rows are brought here, or it is said that they are not
-    common = _common(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
+    common = common_settings(lab, ticket.base.name, str(ticket.task) if spec is None else spec, resolved, ticket.layout)
     if common["model"]["fingerprint"] != ticket.base.fingerprint:
         raise TicketError(
             f"the weights of {ticket.base.name} are not those this ticket was made for",
             got=common["model"]["fingerprint"], expected=ticket.base.fingerprint, next="use the revision it was made with",
         )  # fmt: skip
-    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": asdict(resolved.train), "keep_weights": True}
+    settings = common | {"seeds": {"run": 0} | dict(ticket.seeds), "train": resolved.train.plain(), "keep_weights": True}
     return step_cell("fine_tune", settings)
 
 
@@ -457,7 +523,8 @@ def _found_on(lab: Lab, name: str) -> Cell:
     while isinstance(cell, Cell):
         if cell.step == "fine_tune":
             return cell
-        cell = cell.inputs.get("model") or cell.inputs["ticket"]
+        below = (cell.inputs.get(role) for role in ("model", "dense", "ticket"))
+        cell = next((one for one in below if one is not None), Given("", Path(), "none"))
     raise TicketError(
         "this ticket was not made in this store, so the weights it was found on are not known to it",
         got=name,
@@ -482,7 +549,9 @@ def _stored(lab: Lab, key: str | None) -> Cell | None:
     return None if folder is None else Cell.from_description(read_json(folder / CELL))
 
 
-def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None) -> dict[str, Any]:
+def common_settings(
+    lab: Lab, model: str, task: str | Task, settings: Settings, layout: Sequence[Layout] | None = None
+) -> dict[str, Any]:
     """What every cell of a run shares: model, data (with the fingerprints of the rows) and machine."""
     spec = named(lab, task)
     if ("model", model) not in lab.cache:  # hashed once a run, though every experiment of a study asks
@@ -492,6 +561,12 @@ def _common(lab: Lab, model: str, task: str | Task, settings: Settings, layout: 
     data = asdict(settings.data)
     if data["report_rows"] is None:  # what is not asked for is not said: cells made before there was such a cap keep their keys
         del data["report_rows"]
+    objective = task_of(lab, spec, source_of(lab, spec).get("source")).objective
+    if objective.kind == "masked":  # likewise said only where it plays a part
+        options = settings.search if settings.method == "imp" else ImpSettings()
+        data["mlm"] = {"eval_seed": 0, "weigh": options.mlm_accuracy_weight}
+    if objective.kind != "span":
+        del data["stride"]
     by_hand = {} if layout is None else {"layout": [one.plain() for one in layout]}  # for the same reason only when given
     return {
         "model": lab.cache["model", model] | by_hand,

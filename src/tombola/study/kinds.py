@@ -29,6 +29,12 @@ CONTROL_KINDS: Mapping[str, ControlKind] = {
     "random-per-layer": ControlKind(
         "random", "as many in each layer (of values: in each matrix), drawn from all", {"random_size": "exact_per_layer"}
     ),
+    "random-same-share": ControlKind(
+        "random", "as many, each matrix keeping the same share (heads and MLPs as random)", {"random_size": "same_share"}
+    ),
+    "random-of-reinit": ControlKind(
+        "random", "the largest values of matrices drawn anew, as many (heads and MLPs as random)", {"random_size": "of_reinit"}
+    ),
     "bad": ControlKind("bad", "as many, drawn from what good removed, topped up with random survivors"),
     "bad-lowest": ControlKind(
         "bad",

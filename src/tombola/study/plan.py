@@ -82,12 +82,12 @@ class Study(BaseModel):
 
 def built_in(name: str) -> Mapping[str, Any] | None:
     """A study that comes with tombola, as a file would say it; None when there is none of this name."""
-    from tombola.study import prasanna2020
+    from tombola.study import chen2020, prasanna2020
 
-    return {"prasanna2020": prasanna2020.STUDY}.get(name)
+    return {"prasanna2020": prasanna2020.STUDY, "chen2020": chen2020.STUDY}.get(name)
 
 
-BUILT_IN = ("prasanna2020",)
+BUILT_IN = ("prasanna2020", "chen2020")
 
 
 def read_study(name: str, given: Mapping[str, Any] | None = None, assigned: Sequence[tuple[str, Any]] = ()) -> Study:
@@ -319,11 +319,10 @@ def plan_study(lab: Lab, study: Study) -> Plan:
     lab.machine = machine() | {name: value for name, value in asked.items() if value is not None}
     rungs = rungs_of(study.preset, study.ladder)
     parts = []
+    tasks = {name: (_task(lab, study, name), {**study.settings, **study.per_task.get(name, {})}) for name in study.tasks}
     for model in study.model:
-        for name in study.tasks:
-            task = _task(lab, study, name)
-            values = {**study.settings, **study.per_task.get(name, {})}
-            context = Context(lab, model, task, study.seeds, rungs, values)
+        for name, (task, values) in tasks.items():
+            context = Context(lab, model, task, study.seeds, rungs, values, tasks)
             for experiment in study.experiments:
                 cells = EXPERIMENTS[experiment].cells(context, study.options_for(experiment))
                 parts.append(Part(experiment, model, name, tuple(cells)))
@@ -389,7 +388,7 @@ def _speed(lab: Lab, cell: Cell) -> float:
     from tombola.store import fingerprint
     from tombola.study.jobs import seconds_per_row_pass
 
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
+    base = cell.run
     if base is None:
         return 0.0
     data = {name: value for name, value in base.settings["data"].items() if name != "rows"}
@@ -408,7 +407,7 @@ def _bytes(lab: Lab, cell: Cell) -> int:
     """About what a cell keeps: weights like the base's, a line a prediction, a bit a maskable value."""
     from tombola.study.data import base_folder
 
-    base = next((one for one in cell.needed() if "data" in one.settings), None)
+    base = cell.run
     if base is None:
         return 0
     known = ("weights bytes", base.settings["model"]["fingerprint"])

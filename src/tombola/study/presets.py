@@ -3,7 +3,8 @@
 One row an option, named as the field of the settings it sets; where the paper is silent its column holds the plain reading.
 A *ladder* between two presets takes the first and changes one option at a time to the second's value, so that what each
 difference costs can be read off alone; its last rung is the second preset itself.
-Source: Prasanna et al. 2020, its appendix, and the behaviour of sai-prasanna/bert-experiments at f02280f.
+Source: Prasanna et al. 2020, its appendix, and the behaviour of sai-prasanna/bert-experiments at f02280f; Chen et al. 2020 and
+the behaviour of VITA-Group/BERT-Tickets.
 """
 
 import difflib
@@ -46,6 +47,25 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "map_inputs": ("full", "no_segment_ids_with_pad", "full_real_tokens"),
     "map_preprocess": ("same", "train_padded_predict_unpadded", "same"),
     "pattern_split": ("holdout", "select_on_test", "stratified_kfold"),
+    # Liu et al. 2022 and llyx97/sparse-and-robust-PLM at 773dab1b
+    "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
+    "sparsity_refresh_steps": (1000, 1000, 1),
+    "gradual_end": (1.0, 1.0, 0.75),
+    "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
+    # Chen et al. 2020 and VITA-Group/BERT-Tickets at 4d8e035
+    "imp_schedule": ("geometric", "linear", "linear"),
+    "imp_last_level": (0.9, 1.0, 0.9),
+    "rewind": ("step_0", "step_0", "step_0"),
+    "rewind_source": ("immutable", "aliased_mlm", "immutable"),
+    "head_rewind": ("own_init", "carried", "own_init"),
+    "lr_schedule_span": ("round", "whole_chain", "round"),
+    "round_end": ("full_run", "fixed_step_count", "full_run"),
+    "round_data_order": ("same", "continuing_rng", "seed_and_round"),
+    "cut_count": ("exact", "rounded_per_call", "exact"),
+    "mlm_first_cut": ("after_training", "before_training", "after_training"),
+    "mlm_eval_masks": ("fixed_by_seed", "redrawn", "fixed_by_seed"),
+    "mlm_accuracy_weight": ("masked_tokens", "padded_tokens", "masked_tokens"),
+    "artefact_level": ("single", "off_by_one", "single"),
 }
 
 

@@ -184,9 +184,9 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         stands_for |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
-                how = _how_found(cell)
+                how, of = _how_found(cell), variants.get(_trained(cell).key, variants[entry.key])
                 rows = [replace(_score_row(entry.key, row), **how, epochs=_epochs(cell)) for row in read_rows(folder / name)]
-                found += [replace(row, task=short[row.task] + variant) for variant in variants[entry.key] for row in rows]
+                found += [replace(row, task=short[row.task] + variant) for variant in of for row in rows]
         if (folder / "ticket").is_dir():
             ticket = replace(_ticket_row(entry.key, folder), **_how_found(cell))
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
@@ -224,6 +224,14 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         variants=stands_for,
         **further,
     )
+
+
+def _trained(cell: "Cell") -> "Cell":
+    """The cell whose ticket the scores of a cell are of: a round trains the level before the one that it holds."""
+    from tombola.study.cells import Cell
+
+    before = cell.inputs.get("ticket") if cell.step == "round" else None
+    return before if isinstance(before, Cell) else cell
 
 
 def _is_of_design(cell: "Cell") -> bool:
@@ -288,11 +296,18 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             own = CONTROL_KINDS[one.settings["kind"]].changes
             flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
-        if one.step == "search":  # said of every mask, so that no derived one is taken for the ticket it comes from
+        if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
             flat["mask"] = "as found"
+        if one.step == "base_mask":
+            flat["mask"] = "of the base"
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
             flat["mask"] = RULES[one.settings["rule"]].family
+        if one.step == "retrain":
+            flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
+        if "start" in one.settings:
+            start = one.inputs["start"]
+            flat["start"] = f"{getattr(start, 'step', '')} {start.key[:6]}, {one.settings['start']}"
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
@@ -347,7 +362,10 @@ def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]
 
     said, first = [], None
     for one in rungs:
-        rows = [row for row in scores_of(lab, one.cells) if row.role == "report"]
+        scored = [
+            cell for cell in one.cells if cell.step != "round" or cell.settings["cuts"] is None
+        ]  # of a chain its last level
+        rows = [row for row in scores_of(lab, scored) if row.role == "report"]
         rows = [row for row in rows if row.metric == rows[0].metric]
         scores = by_seed(rows)
         first = first or scores

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from tombola.anatomy import Anatomy
+from tombola.errors import SettingsError, TombolaError
 from tombola.evaluate import Score, predict, score
-from tombola.gates import Gates
+from tombola.gates import Gates, masked
 from tombola.mask import Mask
 from tombola.scope import scope_parameters
+from tombola.search.learned import LearnedSettings, learn_mask
 from tombola.search.magnitude import MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, Trial, s_prune
 from tombola.tasks.encode import Encoded
+from tombola.train import Recipe, RunSeeds, TrainLog
 
 # procedure of s-prune → the scope of its tickets: which parts are kept or removed whole
 STRUCTURED = {"joint": "heads+mlps", "heads": "heads+mlps", "mlps": "heads+mlps", "neurons": "neurons", "layers": "layers"}
@@ -36,6 +39,8 @@ class Outcome:
     floor_score: float | None  # what the mask had to hold; None for a method without a floor
     path: list[dict[str, Any]]  # of each trial: step, phase, kept (part → entries), score, passed; the dense model first
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # what was measured at each step, to be stored beside it
+    said: tuple[str, ...] = ()  # what a user would not expect
+    log: TrainLog | None = None  # of a method that trains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,12 @@ class Asked:
     settings: Mapping[str, Any]
     seed: int  # the run's mask seed, for criteria that draw
     trial: Callable[[Trial | MTrial], None]  # called after each trial; of a method without a floor never
+    # of methods that train: rows, seeds, rows a step, a loss that is not the model's own, and how, as `fine_tune` takes it
+    train: Callable[[], Encoded]
+    seeds: RunSeeds
+    batch_size: int
+    recipe: Callable[[], Recipe | None]
+    how: Mapping[str, Any]
 
 
 def _s_prune(asked: Asked) -> Outcome:
@@ -88,8 +99,37 @@ def _one_shot(asked: Asked) -> Outcome:
     return Outcome(result.mask, settings.scope, full, result.score, None, [])
 
 
+def _learned(asked: Asked) -> Outcome:
+    settings = LearnedSettings(**asked.settings)
+    if settings.train_weights:
+        problem = TombolaError(
+            "a search leaves the weights as they are", got="train_weights", next="tombola.search.learned.learn_mask trains both"
+        )
+        raise SettingsError([problem])
+    full, recipe = score(predict(asked.model, asked.selection), asked.metric), asked.recipe()
+    loss, said = (None, {}) if recipe is None else (recipe.loss, recipe.said)
+    found = learn_mask(
+        asked.model, asked.anatomy, asked.train(), settings, asked.seeds, loss=loss, said=said, batch_size=asked.batch_size,
+        **asked.how,
+    )  # fmt: skip
+    with masked(asked.model, asked.anatomy, found.mask):
+        kept = score(predict(asked.model, asked.selection), asked.metric)
+    drifted = found.drift is not None and found.drift > 1e-3
+    doubts = (f"between two selections the sparsity drifted by up to {found.drift:.3f}",) if drifted else ()
+    path = [{"step": step, "phase": "learned", "loss": value} for step, value in found.log.losses]
+    scope = settings.scope if settings.unit == "values" else "neurons" if settings.unit == "neurons" else "heads+mlps"
+    return Outcome(found.mask, scope, full, kept, None, path, said=doubts, log=found.log)
+
+
+TRAINED = ("learned",)  # methods that train, and so can be gone on with
+
 # method → how it runs; its settings class is in `tombola.search.SEARCHES`.
-METHODS: dict[str, Callable[[Asked], Outcome]] = {"s-prune": _s_prune, "m-prune": _m_prune, "one-shot": _one_shot}
+METHODS: dict[str, Callable[[Asked], Outcome]] = {
+    "s-prune": _s_prune,
+    "m-prune": _m_prune,
+    "one-shot": _one_shot,
+    "learned": _learned,
+}
 
 
 def _kept(mask: Mask, *, whole_layers: bool) -> dict[str, int]:

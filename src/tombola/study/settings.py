@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from tombola.errors import MaskError, SettingsError, TombolaError
+from tombola.losses import LossSettings
 from tombola.search import SEARCHES
 from tombola.search.controls import ControlSettings
 from tombola.study.presets import DEFAULT, preset_values
@@ -30,7 +31,10 @@ class DataSettings:
     # train: rows the model is trained on
     selection_split: Literal["held_out_from_train", "dev", "validation", "train"] = "held_out_from_train"
     split_seed: Annotated[int, Ge(0)] = 0  # which train rows are held out; the same rows for every run seed
-    max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut
+    max_length: Annotated[int, Ge(8), Le(8192)] = 128  # tokens; what is longer is cut, and running text into blocks of so many
+    stride: Annotated[int, Ge(1)] = (
+        128  # tokens from one window on a context to the next; of questions with answers in a text alone
+    )
     padding: Literal["bucketed", "max_length"] = "bucketed"  # max_length: rows in shuffled order, each padded to max_length
 
 
@@ -57,6 +61,7 @@ GROUPS: dict[str, type[Any]] = {
     "train": TrainSettings,
     "control": ControlSettings,
     "retrain": RetrainSettings,
+    "loss": LossSettings,
 }
 
 
@@ -71,6 +76,7 @@ class Settings:
     search: Any  # the settings class of the method
     control: ControlSettings
     retrain: RetrainSettings
+    loss: LossSettings
     seeds: tuple[RunSeeds, ...]
 
     def plain(self) -> dict[str, dict[str, Any]]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import DataError
-from tombola.tasks import generated, glue, mixed, text
+from tombola.tasks import generated, glue, mixed, mlm, squad, text
 from tombola.tasks.base import Folders, Grammar, Hub, Loaded, Mixed, Role, Rows, Task, shared_texts, split_selection
 from tombola.tasks.files import described_task as _described
 from tombola.tasks.files import files_task, hub_task, spec_of
+from tombola.tasks.mlm import corpus_task
 from tombola.tasks.prompts import PROMPTS, asked_in_words
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "asked_in_words",
     "bare_name",
+    "corpus_task",
     "data_doubts",
     "described_task",
     "files_task",
@@ -58,6 +60,8 @@ TASKS: dict[str, Task] = {
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
     "wikitext2": text.WIKITEXT2,
+    "mlm-wikitext2": mlm.MLM_WIKITEXT2,
+    "squad": squad.SQUAD,
 }
 
 ROLES: tuple[Role, ...] = ("train", "selection", "report", "challenge")
@@ -194,6 +198,8 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         return mixed.load_folder(task, task.splits[role], data_dir)
     if isinstance(task.source, Mixed):
         return mixed.load(task, role, lambda name, split: (TASKS[name], _rows_of(TASKS[name], split, data_dir)))
+    if task.form == "span":
+        return squad.load(task, task.splits[role], data_dir=data_dir)
     if not task.labels:
         return text.load(task, task.splits[role], data_dir=data_dir)
     return glue.load(task, task.splits[role], data_dir=data_dir)

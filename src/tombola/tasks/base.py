@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tombola.errors import DataError
-from tombola.objective import Objective, Prompt
+from tombola.objective import Form, Objective, Prompt
 
 # selection: rows for choosing a mask, where a task has such; else they are held out of train
 Role = Literal["train", "selection", "report", "challenge"]
@@ -22,6 +22,8 @@ Answer = int | float | None
 CLASS_METRICS = ("accuracy", "f1", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman", "mean_pearson_spearman")
 TOKEN_METRICS = ("log_likelihood", "perplexity")
+MASKED_METRICS = ("masked_accuracy", "log_likelihood")  # of hidden tokens
+SPAN_METRICS = ("answer_f1", "exact_match")  # of answers as text, by the official normalisation of SQuAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,10 @@ class Rows:
     texts: tuple[tuple[str, ...], ...]  # one or two texts a row
     labels: tuple[Answer, ...]
     groups: tuple[str, ...] | None = None  # the subgroup of each row, for splits that have any
+    answers: tuple[tuple[tuple[int, str], ...], ...] | None = None  # of spans: (first character in the last text, text) of each
 
     def __post_init__(self) -> None:
-        columns = (self.ids, self.texts, self.labels, *(() if self.groups is None else (self.groups,)))
+        columns = (self.ids, self.texts, self.labels, *(one for one in (self.groups, self.answers) if one is not None))
         if len({len(column) for column in columns}) > 1:
             raise DataError("the columns of Rows differ in length", got=[len(column) for column in columns])
         if len(set(self.ids)) < len(self.ids):
@@ -54,6 +57,7 @@ class Rows:
             texts=tuple(self.texts[i] for i in at),
             labels=tuple(self.labels[i] for i in at),
             groups=None if self.groups is None else tuple(self.groups[i] for i in at),
+            answers=None if self.answers is None else tuple(self.answers[i] for i in at),
         )
 
 
@@ -128,6 +132,8 @@ class Task:
     id_column: str | None = "idx"  # None: rows are named by their number
     group_column: str | None = None  # the subgroup of each row
     prompt: Prompt | None = None  # with it a language model is asked for words, without it any model by a head
+    folder: str = ""  # under --data, where it is not the name
+    form: Form = ""  # of a task without classes: hidden tokens, or answers within a text; else the next token
 
     @property
     def regression(self) -> bool:
@@ -137,7 +143,7 @@ class Task:
     @property
     def objective(self) -> Objective:
         """What a model is asked."""
-        return Objective(self.labels, self.prompt, tokens=not self.labels)
+        return Objective(self.labels, self.prompt, tokens=not self.labels and not self.form, form=self.form)
 
 
 def shared_texts(rows: Rows, other: Rows) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ joined by row number afterwards; nothing may depend on which rows met in a batch
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from tombola.errors import DataError
 from tombola.objective import Objective
 from tombola.tasks.base import Answer, Rows
+from tombola.tasks.mlm import Masking, blocks
+from tombola.tasks.squad import Spans, windows
 
 # Small enough that a batch holds rows of one length (4 to 6 % padding on GLUE's dev sets, 8 to 28 % at 4096), and still
 # as fast a token as larger ones.
@@ -33,6 +36,8 @@ class Encoded:
     pad: Mapping[str, int]  # the value each input is padded with
     pad_to: int | None = None  # every row is padded to so many tokens; None = to the longest of its batch
     tokens: bool = False  # every token but the first of a row is to be predicted from those before it
+    masking: Masking | None = None  # rows are blocks of which some tokens are hidden, and asked for
+    spans: Spans | None = None  # rows are windows on the contexts of questions
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,17 +53,33 @@ class Encoded:
         return self.lengths if self.pad_to is None else [self.pad_to] * len(self)
 
 
-def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed", objective: Objective = Objective()) -> Encoded:
+def encode(
+    tokenizer: Any,
+    rows: Rows,
+    max_length: int,
+    padding: str = "bucketed",
+    objective: Objective = Objective(),
+    *,
+    mlm: Mapping[str, Any] = MappingProxyType({"eval_seed": 0, "weigh": "masked_tokens"}),
+    stride: int = 128,
+) -> Encoded:
     """Tokenised `rows`, cut to `max_length` tokens (of a pair, the longer text loses); padding = "max_length" pads all to that.
 
     For an objective of words each row becomes its prompt, of which the texts alone are cut. For one of tokens the label of a
     row is what the unigram model of these very rows gives it, in nats per predicted token: the best that an answer can do
     which looks at no context, as the majority line is for classes.
 
-    Raises: DataError on an empty set, or when the question of a prompt leaves no room for a text.
+    Rows of masked language modelling become blocks of `max_length` tokens, those of spans windows of at most so many: there may
+    be more or fewer of them than rows. mlm: the seed of evaluation masks, and how blocks weigh (`Masking`). stride: of windows.
+
+    Raises: DataError on an empty set, or when the question of a prompt leaves no room for a text; as `blocks` and `windows`.
     """
     if not len(rows):
         raise DataError("there are no rows to encode", expected="at least one row")
+    if objective.kind == "masked":
+        return _blocks(tokenizer, rows, max_length, mlm)
+    if objective.kind == "span":
+        return _windows(tokenizer, rows, max_length, stride, padding)
     question: list[int] = []
     columns = [list(column) for column in zip(*rows.texts, strict=True)]
     if objective.prompt is not None:
@@ -88,6 +109,33 @@ def encode(tokenizer: Any, rows: Rows, max_length: int, padding: str = "bucketed
     return Encoded(rows.ids, inputs, labels, truncated, {name: pad[name] for name in names}, pad_to, objective.tokens)
 
 
+def _pad(tokenizer: Any, names: Iterable[str]) -> dict[str, int]:
+    pad = {"input_ids": int(tokenizer.pad_token_id), "token_type_ids": int(getattr(tokenizer, "pad_token_type_id", 0))}
+    return {name: pad[name] for name in names}
+
+
+def _blocks(tokenizer: Any, rows: Rows, max_length: int, mlm: Mapping[str, Any]) -> Encoded:
+    found = blocks(tokenizer, rows, max_length)
+    corpus = rows.ids[0].partition(":")[0]
+    ids = tuple(f"{corpus}:block {number}" for number in range(1, len(found) + 1))
+    masking = Masking(int(tokenizer.mask_token_id), len(tokenizer), mlm["eval_seed"], mlm["weigh"])
+    inputs = tuple({"input_ids": block} for block in found)
+    return Encoded(ids, inputs, (None,) * len(ids), 0, _pad(tokenizer, ["input_ids"]), masking=masking)
+
+
+def _windows(tokenizer: Any, rows: Rows, max_length: int, stride: int, padding: str) -> Encoded:
+    spans = windows(tokenizer, rows, max_length, stride)
+    numbers: Counter[int] = Counter()
+    ids = list[str]()
+    for one in spans.windows:
+        numbers[one.question] += 1
+        ids.append(f"{rows.ids[one.question]}/{numbers[one.question]}")
+    inputs = tuple(one.inputs for one in spans.windows)
+    pad_to = max_length if padding == "max_length" else None
+    several = sum(n > 1 for n in numbers.values())
+    return Encoded(tuple(ids), inputs, (None,) * len(ids), several, _pad(tokenizer, inputs[0]), pad_to, spans=spans)
+
+
 def _unigram(rows: Sequence[tuple[int, ...]], ids: Sequence[str]) -> tuple[float, ...]:
     """Mean log-likelihood of the predicted tokens (all but the first) of each row under their own frequencies in all rows."""
     if short := [id for id, row in zip(ids, rows, strict=True) if len(row) < 2]:
@@ -99,12 +147,17 @@ def _unigram(rows: Sequence[tuple[int, ...]], ids: Sequence[str]) -> tuple[float
     return tuple(sum(math.log(counts[token]) - total for token in row[1:]) / (len(row) - 1) for row in rows)
 
 
-def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
+def collate(encoded: Encoded, rows: Sequence[int], drawn: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch].
 
     Labels are int64 for classes and float32 for a regression, which is how a model and `tombola.scores` tell the two apart; of
     running text they are its tokens, [batch, seq], with -100 for padding.
+
+    Of hidden tokens and spans they are what is asked, [batch, 1 + n], after a first -100: hidden tokens as `drawn` = (seed,
+    epoch) of training says, or as they are evaluated, with their places in `at`; the tokens where an answer begins and ends.
     """
+    if encoded.masking is not None:
+        return _collate_hidden(encoded, encoded.masking, rows, drawn)
     longest = encoded.pad_to or max(len(encoded.inputs[i]["input_ids"]) for i in rows)
     batch = {
         name: torch.tensor([encoded.inputs[i][name] + (pad,) * (longest - len(encoded.inputs[i][name])) for i in rows])
@@ -112,11 +165,26 @@ def collate(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
     }
     lengths = torch.tensor([len(encoded.inputs[i]["input_ids"]) for i in rows])
     batch["attention_mask"] = (torch.arange(longest)[None, :] < lengths[:, None]).long()
-    if encoded.tokens:
+    if encoded.spans is not None:
+        batch["labels"] = torch.tensor([(-100, *encoded.spans.windows[i].label) for i in rows])
+    elif encoded.tokens:
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     else:
         batch["labels"] = torch.tensor([encoded.labels[i] for i in rows])
     return batch
+
+
+def _collate_hidden(encoded: Encoded, masking: Masking, rows: Sequence[int], drawn: tuple[int, int] | None) -> dict[str, Tensor]:
+    hidden = []
+    for i in rows:
+        ids = encoded.inputs[i]["input_ids"]
+        hidden.append(masking.fixed(encoded.ids[i], ids) if drawn is None else masking.drawn(i, ids, *drawn))
+    return {  # all blocks are of one length, and as many tokens are hidden in each
+        "input_ids": torch.tensor([one.inputs for one in hidden]),
+        "attention_mask": torch.ones(len(rows), len(hidden[0].inputs), dtype=torch.int64),
+        "at": torch.tensor([(*one.at, 0) for one in hidden]),
+        "labels": torch.tensor([(-100, *one.targets) for one in hidden]),
+    }
 
 
 def by_length(encoded: Encoded, tokens_per_batch: int) -> list[list[int]]:

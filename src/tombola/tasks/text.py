@@ -40,7 +40,7 @@ def load(task: Task, split: str, *, data_dir: Path | None) -> Rows:
         lines = _from_hub(task, split)
         where = f"split {split!r} of {task.name} from the Hub"
     else:
-        path = find_file(data_dir, task.name, split)
+        path = find_file(data_dir, task.folder or task.name, split)
         where, lines = str(path), []
         for number, row in read_rows(path, task.text, problems):
             text = row.get(task.text[0])
@@ -87,6 +87,6 @@ def _from_hub(task: Task, split: str) -> list[str]:
             f"{task.name} could not be loaded from the Hub",
             got=f"{type(error).__name__}: {error}",
             expected=f"{task.source.repo}, configuration {task.source.config}",
-            next=f"pass --data DIR with {task.name}/{split}.jsonl.gz in it, or go online",
+            next=f"pass --data DIR with {task.folder or task.name}/{split}.jsonl.gz in it, or go online",
         ) from error
     return [str(row[task.text[0]]) for row in data]

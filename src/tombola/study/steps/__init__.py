@@ -12,6 +12,10 @@
     attention   maps of one model                        classes and descriptors of each head, samples
     landscape   dense model, retrained ticket            losses between and around them
     bag_of_words  train rows → linear model of words     predictions, scores
+    base_mask   base → ticket, nothing trained           ticket
+    barrier     two trained models, and between them     loss and score of each point
+    snapshot    base → the weights of a rewind step      weights
+    round       a level of a chain, trained              scores of that level, ticket of the next
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
@@ -22,9 +26,11 @@ from typing import Any
 from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
 from tombola.study.steps.attention import run_attention, run_patterns
+from tombola.study.steps.imp import run_round, run_snapshot
 from tombola.study.steps.landscape import run_landscape
-from tombola.study.steps.scoring import run_evaluate, run_lesion
-from tombola.study.steps.tickets import EXPECTED_TRIALS, run_control, run_derive, run_search
+from tombola.study.steps.losses import run_bias
+from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion
+from tombola.study.steps.tickets import EXPECTED_TRIALS, run_base_mask, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
 from tombola.study.steps.words import run_bag_of_words
 from tombola.tasks import bare_name
@@ -37,13 +43,25 @@ def _rows(cell: Cell, *roles: str) -> float:
 
 def _training_work(cell: Cell) -> float:
     # forward, gradients of activations, gradients of weights: three passes a row
-    epochs: int = cell.settings["train"]["epochs"]
-    return 3.0 * epochs * _rows(cell, "train") + _rows(cell, "selection", "report", "challenge")
+    train: Mapping[str, Any] = cell.settings["train"]
+    trained: float = train["epochs"] * _rows(cell, "train") if "steps" not in train else train["steps"] * train["batch_size"]
+    return 3.0 * trained + _rows(cell, "selection", "report", "challenge")
+
+
+def _round_work(cell: Cell) -> float:
+    if "model" in cell.inputs:
+        return 1.0
+    steps: int = cell.settings["round"]["steps"] if cell.step == "round" else cell.settings["stretch"]["steps"]
+    trained: float = steps * cell.settings["train"]["batch_size"]
+    return 3.0 * trained + _rows(cell, "selection", "report", "challenge")
 
 
 def _search_work(cell: Cell) -> float:
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
+    if cell.settings["method"] == "learned":
+        epochs: int = cell.settings["search"]["mask_epochs"]
+        return 3.0 * epochs * _rows(dense, "train") + 2.0 * _rows(dense, "selection")
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
 
@@ -86,6 +104,11 @@ def _about(cell: Cell) -> str:
         return f"{Cut(**cell.settings['lesion'])} ({cell.settings['lesion']['where']})"
     if cell.step == "derive":
         return str(cell.settings["rule"])
+    if cell.step == "base_mask":
+        return f"{cell.settings['search']['criterion']}, {cell.settings['search']['sparsity']:.0%}"
+    if cell.step == "round":
+        cuts = cell.settings["cuts"]
+        return "last level" if cuts is None else f"to {cuts['to']:.0%}"
     tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
     dense = cell.inputs.get("dense")
     trained = isinstance(dense, Cell) and "train" in cell.settings
@@ -107,4 +130,9 @@ STEPS: dict[str, Step] = {
     "landscape": Step(1, run_landscape, _landscape_work, _title),
     # the nets read every head's map twice, raw and weighted: about as much again as the model
     "attention": Step(1, run_attention, lambda cell: 3.0 * cell.settings["attention"]["map_rows"], _title),
+    "base_mask": Step(1, run_base_mask, lambda cell: 1.0, _title),
+    "barrier": Step(1, run_barrier, lambda cell: 2.0 * cell.settings["points"] * _rows(cell, "selection", "report"), _title),
+    "snapshot": Step(1, run_snapshot, _round_work, _title),
+    "round": Step(1, run_round, _round_work, _title),
+    "bias": Step(1, run_bias, lambda cell: 0.1 * _rows(cell, "train"), _title),
 }

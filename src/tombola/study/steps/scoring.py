@@ -1,18 +1,21 @@
-"""The steps that score what is there: evaluate and lesion."""
+"""The steps that score what is there: evaluate, lesion and barrier."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.cut import prove_same, shrink
 from tombola.errors import MaskError
+from tombola.evaluate import mean_loss, predict, score
 from tombola.gates import lesion_of, masked, prove_acts
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.study.cells import Cell, Given, Lab, write_json, write_rows
-from tombola.study.data import base_folder, layout_of, same_data
+from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.lesions import PLACES, Cut, Patient, done, said_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, score_rows, taken_ticket, write_scores
 
@@ -102,3 +105,33 @@ def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     write_rows(out / "lesions.jsonl", rows)
     spared = heads is not None and bool(heads.all())
     write_json(out / "result.json", {"warnings": ["the ticket removes no heads, so none was destroyed"] if spared else []})
+
+
+def run_barrier(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """Two trained models of one task, and those on the straight line between them: loss and score at each point.
+
+    The barrier is how far the loss rises above the line between its ends, in nats a row (Frankle et al. 2020; 0 = linearly
+    connected). Weights of both are as they were trained, removed values 0 in each.
+    """
+    data, settings = same_data(cell, lab), cell.settings
+    ends = [load_weights(lab.folder(cell.inputs[role]) / "weights", data.task.objective, head_seed=0) for role in ("a", "b")]
+    device, points = settings["machine"]["device"], settings["points"]
+    model = load_weights(lab.folder(cell.inputs["a"]) / "weights", data.task.objective, head_seed=0).to(device)
+    names, rows = [name for name, _ in model.named_parameters()], list[dict[str, Any]]()
+    encoded = {role: encoded_rows(lab, cell, role, of) for role, (_, of) in data.evaluated().items() if role != "challenge"}
+    for i in range(points):
+        share = i / (points - 1)
+        with torch.no_grad():
+            for name in names:
+                a, b = (one.get_parameter(name) for one in ends)
+                model.get_parameter(name).copy_(a if i == 0 else b if i == points - 1 else torch.lerp(a, b, share))
+        for role, one in encoded.items():
+            rows.append({"share": share, "role": role, "loss": mean_loss(model, one), "n": len(one)}
+                        | {"metric": data.task.metric, "value": score(predict(model, one), data.task.metric).value})  # fmt: skip
+        progress((i + 1) / points)
+    write_rows(out / "barrier.jsonl", rows)
+    said = {}
+    for role in encoded:
+        losses = [row["loss"] for row in rows if row["role"] == role]
+        said[role] = max(x - (1 - i / (points - 1)) * losses[0] - i / (points - 1) * losses[-1] for i, x in enumerate(losses))
+    write_json(out / "result.json", {"warnings": [], "barrier": said})

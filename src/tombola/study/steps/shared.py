@@ -75,7 +75,9 @@ def write_scores(
     write_rows(
         out / "predictions.jsonl",
         (
-            {"role": role, "id": row, "label": label, "logits": logits} | ({"weight": one.weights[i]} if one.weights else {})
+            {"role": role, "id": row, "label": label, "logits": logits}
+            | ({"weight": one.weights[i]} if one.weights else {})
+            | ({"measures": one.measures, "lines": one.lines[i]} if one.lines else {})
             for role, one in predictions.items()
             for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
         ),
@@ -131,6 +133,8 @@ def read_predictions(folder: Path) -> dict[str, Predictions]:
             torch.tensor([row["logits"] for row in rows]),
             tuple(row["label"] for row in rows),
             tuple(row["weight"] for row in rows) if "weight" in rows[0] else None,
+            tuple(rows[0].get("measures", ())),
+            tuple(tuple(row["lines"]) for row in rows) if "lines" in rows[0] else None,
         )
         for role, rows in by_role.items()
     }

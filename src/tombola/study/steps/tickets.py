@@ -1,5 +1,6 @@
 """The steps that make tickets: search, control and derive."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -14,20 +15,25 @@ from tombola.errors import TombolaError
 from tombola.evaluate import Score
 from tombola.gates import prove_acts
 from tombola.mask import Mask
-from tombola.objective import load_weights
+from tombola.objective import Objective, load_weights
+from tombola.prune import prune
+from tombola.scope import scope_parameters
+from tombola.scores import CRITERIA, magnitude
 from tombola.scores import Given as Wanted
-from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
 from tombola.search.floor import floor_score
 from tombola.search.magnitude import MTrial
 from tombola.search.structured import Trial
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
-from tombola.study.data import encoded_rows, layout_of, same_data
+from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
-from tombola.study.searches import METHODS, Asked
-from tombola.study.steps.shared import from_ticket, lesion_seed, taken_ticket, ticket_of
+from tombola.study.searches import METHODS, TRAINED, Asked, Outcome
+from tombola.study.steps.losses import loss_of
+from tombola.study.steps.shared import from_ticket, lesion_seed, run_seeds, taken_ticket, ticket_of
+from tombola.study.steps.training import resumable
+from tombola.tasks.encode import batches
 from tombola.ticket import Ticket, Weights, locate_weights, resolve_model
 
 if TYPE_CHECKING:
@@ -43,11 +49,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
     data = same_data(dense, lab)
-    labels = data.task.labels
-    model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
-    model.to(dense.settings["machine"]["device"])
-    anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[Trial | MTrial]()
-    search, metric = cell.settings["search"], data.task.metric
+    search, metric, tried = cell.settings["search"], data.task.metric, list[Trial | MTrial]()
+    device = dense.settings["machine"]["device"]
 
     def count(trial: Trial | MTrial) -> None:
         tried.append(trial)
@@ -56,40 +59,44 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             for doubt in _doubts_of_search(trial.score, floor_score(trial.score, search["floor"], search["floor_rule"])):
                 lab.reporter.say(doubt)
 
-    base, seeds = dense.settings["model"], dense.settings["seeds"]
-    found = METHODS[cell.settings["method"]](
-        Asked(
+    def searched(checkpoints: Path | None) -> "tuple[PreTrainedModel, Anatomy, Outcome]":
+        model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
+        model.to(device)
+        anatomy = read_anatomy(model, layout_of(dense.settings["model"]))
+        how = {"device": device, "progress": lambda share: progress(0.9 * share), "checkpoints": checkpoints}
+        how |= {"every_seconds": lab.checkpoint_seconds, "ours": lambda: lab.store.scratch(cell.key)}
+        asked = Asked(
             model=model,
             anatomy=anatomy,
             selection=encoded_rows(lab, dense, "selection", data.selection),
             metric=search.get("stsb_stop_metric", metric) if metric == "pearson" else metric,
             settings=search,
-            seed=seeds["mask"],
+            seed=dense.settings["seeds"]["mask"],
             trial=count,
+            train=lambda: encoded_rows(lab, dense, "train", data.train),
+            seeds=run_seeds(dense.settings),
+            batch_size=dense.settings["train"]["batch_size"],
+            recipe=lambda: loss_of(cell, lab, data, model),
+            how=how,
         )
-    )
+        return model, anatomy, METHODS[cell.settings["method"]](asked)
+
+    base = dense.settings["model"]
+    model, anatomy, found = resumable(cell, lab, searched) if cell.settings["method"] in TRAINED else searched(None)
     prove_acts(model, anatomy, found.mask)
     heads, mlps = anatomy.survival(found.mask)
-    ticket = Ticket(
+    ticket = good_ticket(
+        cell,
+        dense,
         mask=found.mask,
-        base=Weights(base["name"], base["fingerprint"], base["revision"]),
         found_on=Weights(
             f"{base['name']} fine-tuned on {data.task.name}",
             read_json(lab.folder(dense) / "train.json")["weights_fingerprint"],
             path=from_ticket(lab, str(lab.folder(dense) / "weights")),
         ),
-        anatomy=anatomy.summary(),
-        kind="good",
+        anatomy=anatomy,
         scope=found.scope,
-        sparsity=anatomy.size(found.mask).sparsity,
-        task=dense.settings["data"]["task"],
-        labels=labels,
-        preset=cell.settings["preset"],
-        settings={"method": cell.settings["method"], "search": search, "data": dense.settings["data"]}
-        | {"train": dense.settings["train"], "machine": dense.settings["machine"]}
-        | ({"objective": said} if (said := data.task.objective.describe()) else {})
-        | ({"layout": base["layout"]} if "layout" in base else {}),
-        seeds=seeds,
+        objective=data.task.objective,
         metrics=tuple(
             {"split": "selection", "what": what, "metric": one.metric, "value": one.value, "n": one.n, "majority": one.majority}
             for what, one in (("full", found.full), ("pruned", found.kept))
@@ -100,13 +107,39 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             "full_score": found.full.value,
             "survival": {"heads": heads.tolist(), "mlps": mlps.tolist()},
         },
-        cell=cell.key,
-        versions=_versions(),
     )
     ticket.save_pretrained(out / "ticket")
     if found.tensors:
         save_file(dict(found.tensors), out / "steps.safetensors")
-    write_json(out / "result.json", {"warnings": _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask)})
+    said = _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask) + list(found.said)
+    write_json(out / "result.json", {"warnings": said} | ({} if found.log is None else {"train": asdict(found.log)}))
+
+
+def good_ticket(
+    cell: Cell, run: Cell, *, mask: Mask, found_on: Weights, anatomy: Anatomy, scope: str, objective: Objective, **facts: Any
+) -> Ticket:
+    """The ticket that a cell of a search found; `run` is the one that says model, data, training and seeds."""
+    base, said = run.settings["model"], run.settings
+    return Ticket(
+        mask=mask,
+        base=Weights(base["name"], base["fingerprint"], base["revision"]),
+        found_on=found_on,
+        anatomy=anatomy.summary(),
+        kind="good",
+        scope=scope,
+        sparsity=anatomy.size(mask).sparsity,
+        task=said["data"]["task"],
+        labels=objective.labels,
+        preset=cell.settings["preset"],
+        settings={"method": cell.settings["method"], "search": cell.settings["search"], "data": said["data"]}
+        | {"train": said["train"], "machine": said["machine"]}
+        | ({"objective": asked} if (asked := objective.describe()) else {})
+        | ({"layout": base["layout"]} if "layout" in base else {}),
+        seeds=said["seeds"],
+        cell=cell.key,
+        versions=_versions(),
+        **facts,
+    )
 
 
 def _doubts_of_search(full: Score, floor: float | None) -> list[str]:
@@ -218,11 +251,44 @@ def run_derive(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         scope=made.scope,
         settings=dict(own.settings) | {"derived": {"rule": cell.settings["rule"]} | dict(options)},
         details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}, "draw": options.get("draw", 0)}
-        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {}),
+        | ({"shared_with_good": {part: one.shared for part, one in overlap.items()}} if overlap else {})
+        | ({} if made.lesion is None else {"lesion": dict(made.lesion)}),
         parents=tuple(one.identity for one in (own, *others)),
     )
     ticket.save_pretrained(out / "ticket")
     write_json(out / "result.json", {"warnings": _empty_mask(made.mask)})
+
+
+def run_base_mask(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A mask of the pre-trained weights themselves, in one step and without any training: by magnitude, or by a criterion that
+    looks at a few train rows under a head that was only drawn."""
+    data, settings = same_data(cell, lab), cell.settings
+    search, base, seeds = settings["search"], settings["model"], settings["seeds"]
+    model = load_weights(base_folder(lab, base), data.task.objective, head_seed=seeds["head"])
+    anatomy, criterion = read_anatomy(model, layout_of(base)), CRITERIA[search["criterion"]]
+    model.to(settings["machine"]["device"])
+    names = list(scope_parameters(model, anatomy, search["scope"]))
+    rows = None
+    if criterion.needs_rows:
+        drawn = random.Random(seeds["data"]).sample(range(len(data.train)), min(settings["rows"], len(data.train)))
+        encoded = encoded_rows(lab, cell, f"train, {settings['rows']} drawn by {seeds['data']}", data.train.take(sorted(drawn)))
+        rows = batches(encoded, device=settings["machine"]["device"])
+    scores = criterion.scores(Wanted(model=model, names=names, batches=rows, seed=seeds["mask"]))
+    mask = Mask(values=prune(scores, search["sparsity"], granularity=search["granularity"]))
+    prove_acts(model, anatomy, mask)
+    heads, mlps = anatomy.survival(mask)
+    ticket = good_ticket(
+        cell,
+        cell,
+        mask=mask,
+        found_on=Weights(base["name"], base["fingerprint"], base["revision"]),
+        anatomy=anatomy,
+        scope=search["scope"],
+        objective=data.task.objective,
+        details={"survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}},
+    )
+    ticket.save_pretrained(out / "ticket")
+    write_json(out / "result.json", {"warnings": _empty_mask(mask)})
 
 
 def _anatomy_of(lab: Lab, ticket: Ticket) -> Anatomy:

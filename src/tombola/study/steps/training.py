@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -21,14 +21,16 @@ from tombola.study.cells import Cell, Lab, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import TRAIN_MODES, TrainMode
 from tombola.study.settings import RetrainSettings
+from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.ticket import Ticket, fingerprint_folder
-from tombola.train import RunSeeds, TrainLog, TrainSettings, fine_tune
+from tombola.train import RunSeeds, Stretch, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[float], None]
+Result = TypeVar("Result")
 
 
 def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
@@ -37,16 +39,7 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     Goes on where it was killed.
     """
     data, settings, ticket = same_data(cell, lab), cell.settings, taken_ticket(cell, lab)
-    # Of several ranks each would need the random state of its own: what is killed there starts anew.
-    checkpoints = lab.store.scratch(cell.key) / "training" if ranks.size() == 1 else None
-    try:
-        model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
-    except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
-        lab.reporter.say(f"{error}\n  starting this run anew")
-        assert checkpoints is not None
-        lab.store.scratch(cell.key)  # raises when they are a successor's by now
-        shutil.rmtree(checkpoints)
-        model, log, said = _trained(cell, lab, data, ticket, checkpoints, progress)
+    model, log, said = resumable(cell, lab, lambda checkpoints: _trained(cell, lab, data, ticket, checkpoints, progress))
     predictions = predict_all(cell, lab, data, model)
     dense = read_predictions(lab.folder(cell.inputs["dense"])) if "dense" in cell.inputs else None
     kind = TRAIN_MODES[settings["mode"]].kind if "mode" in settings else "full"
@@ -62,6 +55,20 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         write_json(out / "result.json", {"warnings": said} | doubts)
 
 
+def resumable(cell: Cell, lab: Lab, work: "Callable[[Path | None], Result]") -> "Result":
+    """What `work` gives, told where the checkpoints of this cell are; anew where it cannot go on from what is there."""
+    # Of several ranks each would need the random state of its own: what is killed there starts anew.
+    checkpoints = lab.store.scratch(cell.key) / "training" if ranks.size() == 1 else None
+    try:
+        return work(checkpoints)
+    except CheckpointError as error:  # what a cell cannot go on from, it starts without, and from the base: weights may be read
+        lab.reporter.say(f"{error}\n  starting this run anew")
+        assert checkpoints is not None
+        lab.store.scratch(cell.key)  # raises when they are a successor's by now
+        shutil.rmtree(checkpoints)
+        return work(checkpoints)
+
+
 def _trained(
     cell: Cell, lab: Lab, data: TaskData, ticket: Ticket | None, checkpoints: Path | None, progress: Progress
 ) -> "tuple[PreTrainedModel, TrainLog, list[str]]":
@@ -71,6 +78,8 @@ def _trained(
     model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
     anatomy = read_anatomy(model, layout_of(settings["model"]))
     model.to(device)
+    if "start" in cell.inputs:
+        _start_from(cell, lab, model, anatomy)
     said: list[str] = []
     if ticket is not None:
         model, said = _prepare_retraining(cell, lab, model, anatomy, ticket)
@@ -88,8 +97,23 @@ def _trained(
         checkpoints=checkpoints,
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
+        recipe=loss_of(cell, lab, data),
+        stretch=Stretch(**settings["stretch"]) if "stretch" in settings else None,
     )
     return model, log, said
+
+
+def _start_from(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy) -> None:
+    """The weights of another cell in place of the base's: all of them, or without the task's head.
+
+    A head of another task is never taken, though it may have as many classes.
+    """
+    start = cell.inputs["start"]
+    assert isinstance(start, Cell)
+    objective = same_data(start, lab).task.objective
+    other = load_weights(lab.folder(start) / "weights", objective, head_seed=0)
+    head = set(SCOPES["head"](model, anatomy)) if cell.settings["start"] == "body" else set()
+    copy_values(model, other, [name for name, _ in model.named_parameters() if name not in head])
 
 
 def prepare_mode(mode: TrainMode, model: "PreTrainedModel", anatomy: Anatomy, seeds: RunSeeds) -> None:

@@ -1,0 +1,329 @@
+"""Bias-only models: what can be said of a row without understanding it. Features, out-of-fold predictions, their join by row id.
+
+A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone. Its
+log-probabilities enter the losses of `tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
+since a bias that has learnt its rows by heart is sure of all of them, and then nothing is left to learn from.
+Source: Liu et al. 2022, section 2.3 of its appendix; the seven features of Clark, Yatskar, Zettlemoyer 2019 (chrisc36/debias);
+claim-only: Schuster et al. 2019. Deviations: words are cut by a regular expression; released predictions were in-sample.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tombola.errors import DataError
+
+Vectors = Callable[[str], np.ndarray | None]  # word → its vector; None where it has none
+_WORDS = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Words and single marks of punctuation, lower case."""
+    return _WORDS.findall(text.lower())
+
+
+# -------------------------------------------------------------------------------------------------------------- features
+
+
+def nli_features(premise: str, hypothesis: str, vectors: Vectors) -> list[float]:
+    """The seven features of an inference pair, by which alone many are answered right.
+
+    Whether the hypothesis is a contiguous part of the premise; whether all its words are in the premise; the share of them that
+    are; log(max(words of premise − words of hypothesis, 1)); mean, smallest and second smallest, over the hypothesis' words, of
+    the largest cosine to a word of the premise. A cosine of a word without a vector is 0; the word itself has 1.
+    """
+    p, h = words(premise), words(hypothesis)
+    there = set(p)
+    nearest = sorted(_nearest(h, p, vectors)) or [0.0]
+    return [
+        float(_contains(p, h)),
+        float(there.issuperset(h)),
+        sum(word in there for word in h) / max(len(h), 1),
+        math.log(max(len(p) - len(h), 1)),
+        float(np.mean(nearest)),
+        nearest[0],
+        nearest[min(1, len(nearest) - 1)],
+    ]
+
+
+def paraphrase_features(one: str, other: str, vectors: Vectors) -> list[float]:
+    """The same kind of features for a pair without a direction: what overlap says of two questions.
+
+    Shares of words of each that are in the other, Jaccard of the two sets, whether they are the same bag of words, log ratio of
+    lengths (absolute), mean nearest cosine both ways. The published feature code was never released: these are ours.
+    """
+    a, b = words(one), words(other)
+    x, y = set(a), set(b)
+    shared = len(x & y)
+    return [
+        sum(word in y for word in a) / max(len(a), 1),
+        sum(word in x for word in b) / max(len(b), 1),
+        shared / max(len(x | y), 1),
+        float(sorted(a) == sorted(b)),
+        abs(math.log(max(len(a), 1) / max(len(b), 1))),
+        float(np.mean(_nearest(a, b, vectors) or [0.0])),
+        float(np.mean(_nearest(b, a, vectors) or [0.0])),
+    ]
+
+
+def _contains(whole: Sequence[str], part: Sequence[str]) -> bool:
+    return any(list(whole[at : at + len(part)]) == list(part) for at in range(len(whole) - len(part) + 1))
+
+
+def _nearest(of: Sequence[str], among: Sequence[str], vectors: Vectors) -> list[float]:
+    """For each word its largest cosine to a word of the other text; 1 for one that is there, 0 where nothing is known."""
+    there = set(among)
+    known = [vector for vector in (vectors(word) for word in there) if vector is not None]
+    table = np.stack([v / max(float(np.linalg.norm(v)), 1e-12) for v in known]) if known else None
+    found = []
+    for word in of:
+        vector = vectors(word)
+        if word in there:
+            found.append(1.0)
+        elif vector is None or table is None:
+            found.append(0.0)
+        else:
+            found.append(float((table @ (vector / max(float(np.linalg.norm(vector)), 1e-12))).max()))
+    return found
+
+
+def vectors_of_file(path: Path | str) -> Vectors:
+    """Word vectors of a text file: a word and its numbers on each line, as GloVe and fastText write them.
+
+    Raises: DataError naming the first line whose numbers are others in count, or no numbers.
+    """
+    table: dict[str, np.ndarray] = {}
+    width = 0
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            word, *values = line.rstrip().split(" ")
+            if number == 1 and len(values) == 1:
+                continue  # fastText: rows and columns
+            try:
+                vector = np.array(values, dtype=np.float32)
+            except ValueError:
+                vector = np.zeros(0, dtype=np.float32)
+            width = width or len(vector)
+            if len(vector) != width or not width:
+                raise DataError(
+                    f"{path} is no file of word vectors",
+                    got=f"line {number}: {line[:60]!r}",
+                    expected=f"a word and {width} numbers",
+                )
+            table[word.lower()] = vector
+    return table.get
+
+
+def vectors_of_model(model: Any, tokenizer: Any) -> Vectors:
+    """Word vectors of a model itself: the mean of the input embeddings of a word's pieces. Remembered, word by word."""
+    table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    known: dict[str, np.ndarray | None] = {}
+
+    def vector(word: str) -> np.ndarray | None:
+        if word not in known:
+            pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
+            known[word] = table[pieces].mean(0) if pieces and tokenizer.unk_token_id not in pieces else None
+        return known[word]
+
+    return vector
+
+
+def no_vectors(word: str) -> None:
+    """For features without word vectors: every cosine but that of a word with itself is 0."""
+
+
+# ------------------------------------------------------------------------------------------------------------ bias models
+
+
+@dataclass(frozen=True, slots=True)
+class BiasModel:
+    """One row of `BIAS_MODELS`."""
+
+    about: str
+    features: Callable[[Sequence[Sequence[str]], Vectors], Any]  # texts of each row → matrix, or texts for an n-gram model
+    pipeline: Callable[[], Any]  # an sklearn classifier of these
+    merged: str | None = None  # the class that is told from all others, which then share what is left
+
+
+def _pairs(of: Callable[[str, str, Vectors], list[float]]) -> Callable[[Sequence[Sequence[str]], Vectors], Any]:
+    return lambda texts, vectors: np.array([of(row[0], row[1], vectors) for row in texts])
+
+
+def _logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=100, solver="liblinear", class_weight="balanced")
+
+
+def _multinomial() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=1000))
+
+
+def _ngrams() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(TfidfVectorizer(analyzer=_uni_and_bigrams, min_df=2), LogisticRegression(C=1.0, max_iter=1000))
+
+
+def _uni_and_bigrams(text: str) -> list[str]:
+    found = words(text)
+    return found + [" ".join(pair) for pair in pairwise(found)]
+
+
+BIAS_MODELS: Mapping[str, BiasModel] = {
+    "nli-overlap": BiasModel("seven overlap features, entailment or not", _pairs(nli_features), _logistic, merged="entailment"),
+    "paraphrase-overlap": BiasModel("overlap of the two texts", _pairs(paraphrase_features), _multinomial),
+    "first-text": BiasModel("n-grams of the first text alone (a claim)", lambda texts, _: [row[0] for row in texts], _ngrams),
+    "second-text": BiasModel(
+        "n-grams of the second text alone (a hypothesis)", lambda texts, _: [row[1] for row in texts], _ngrams
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ predictions
+
+
+@dataclass(frozen=True, slots=True)
+class BiasPredictions:
+    """Log-probabilities of a bias-only model (or a teacher), a row each, keyed by row id; columns are `classes`, by name."""
+
+    ids: tuple[str, ...]
+    log_probabilities: Float[Tensor, "row cls"]
+    classes: tuple[str, ...]
+
+    def of(self, ids: Sequence[str], classes: Sequence[str]) -> Float[Tensor, "row cls"]:
+        """The rows of these ids, in this order, with the columns of these classes.
+
+        Raises: DataError for ids that are not there (naming them), for classes of other names, for values that are not numbers.
+        """
+        at = {name: i for i, name in enumerate(self.ids)}
+        missing = [name for name in ids if name not in at]
+        if missing:
+            raise DataError(
+                "bias predictions do not cover the rows",
+                got=f"{len(missing)} of {len(ids)} rows without one: {', '.join(missing[:5])}"
+                + (", …" if len(missing) > 5 else ""),
+                expected="a prediction for every row, keyed by its id",
+                next="predict them from these very rows; none is left out in silence",
+            )
+        if sorted(self.classes) != sorted(classes):
+            raise DataError("bias predictions are of other classes", got=", ".join(self.classes), expected=", ".join(classes))
+        found = self.log_probabilities[[at[name] for name in ids]][:, [self.classes.index(name) for name in classes]]
+        bad = [name for name, row in zip(ids, found, strict=True) if bool(row.isnan().any()) or not bool(row.isfinite().any())]
+        if bad:
+            raise DataError("bias predictions are not numbers", got=f"{len(bad)} rows: {', '.join(bad[:5])}")
+        return found
+
+
+def bias_predictions(
+    name: str,
+    ids: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    *,
+    vectors: Vectors = no_vectors,
+    folds: int = 5,
+    seed: int = 0,
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> BiasPredictions:
+    """The bias-only model's opinion of every train row, out-of-fold, and of `more` rows (id → texts), by one fitted on all.
+
+    name      of `BIAS_MODELS`
+    folds     each row is predicted by a model trained on the other folds, stratified by class, drawn by `seed`; 1 = in-sample,
+              as released
+    Raises: DataError for an unknown model, a class with fewer rows than folds, a pair model on single texts, a merged class that
+    the task does not have.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    if name not in BIAS_MODELS:
+        raise DataError(f"unknown bias model {name!r}", expected=", ".join(BIAS_MODELS))
+    model, y = BIAS_MODELS[name], np.asarray(labels)
+    if model.features is not BIAS_MODELS["first-text"].features and min(map(len, texts)) < 2:
+        raise DataError(f"the bias model {name} reads two texts", got="rows of one text", expected="pairs")
+    if model.merged is not None and model.merged not in classes:
+        raise DataError(f"the bias model {name} tells {model.merged} from the rest", got=", ".join(classes))
+    counts = np.bincount(y, minlength=len(classes))
+    if folds > 1 and counts.min() < folds:
+        few = ", ".join(f"{classes[i]} ({n})" for i, n in enumerate(counts) if n < folds)
+        raise DataError("too few rows of a class for so many folds", got=few, expected=f"at least {folds} of each")
+    target = y if model.merged is None else (y == classes.index(model.merged)).astype(int)
+    x, found = model.features(texts, vectors), np.empty((len(y), len(classes)))
+    if folds == 1:
+        found[:] = _logs(model, model.pipeline().fit(x, target), x, classes)
+    else:
+        for train, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(y)), y):
+            fitted = model.pipeline().fit(_take(x, train), target[train])
+            found[held] = _logs(model, fitted, _take(x, held), classes)
+    names = list(ids)
+    if more:
+        fitted = model.pipeline().fit(x, target)
+        found = np.concatenate([found, _logs(model, fitted, model.features(list(more.values()), vectors), classes)])
+        names += list(more)
+    return BiasPredictions(tuple(names), torch.from_numpy(found).float(), tuple(classes))
+
+
+def _take(x: Any, rows: np.ndarray) -> Any:
+    return x[rows] if isinstance(x, np.ndarray) else [x[i] for i in rows]
+
+
+def _logs(model: BiasModel, fitted: Any, x: Any, classes: Sequence[str]) -> np.ndarray:
+    """Log-probabilities of all classes; where one was told from the rest, the rest share theirs alike (− log of their number)."""
+    logs = fitted.predict_log_proba(x)
+    if model.merged is None:
+        return np.asarray(logs)
+    rest = logs[:, 0] - math.log(len(classes) - 1)
+    return np.stack([logs[:, 1] if name == model.merged else rest for name in classes], axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------- biased language models
+
+
+def ngram_log_probabilities(
+    train: Sequence[Sequence[int]],
+    vocabulary: int,
+    rows: Sequence[Sequence[int]] | None = None,
+    *,
+    order: int = 2,
+    smoothing: float = 0.1,
+) -> list[Float[Tensor, "position token"]]:
+    """What an n-gram model of the train rows says of each row: log-probabilities of the token after each position.
+
+    Counts of what followed the last `order` − 1 tokens (fewer at the start of a row), plus `smoothing` for every token of the
+    vocabulary; after a context never seen all are alike. Without `rows`: of the train rows, each without its own counts.
+    """
+    counts: dict[tuple[int, ...], Counter[int]] = {}
+
+    def context(row: Sequence[int], at: int) -> tuple[int, ...]:
+        return tuple(row[max(0, at - order + 1) : at])
+
+    for row in train:
+        for at in range(1, len(row)):
+            counts.setdefault(context(row, at), Counter())[row[at]] += 1
+    found = []
+    for row in train if rows is None else rows:
+        own = Counter((context(row, at), row[at]) for at in range(1, len(row)) if rows is None)
+        table = torch.full((len(row), vocabulary), smoothing)
+        for at in range(len(row)):
+            before = context(row, at + 1)
+            for token, n in counts.get(before, {}).items():
+                table[at, token] += n - own[before, token]
+        found.append(table.log() - table.sum(-1, keepdim=True).log())
+    return found

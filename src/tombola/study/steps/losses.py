@@ -1,0 +1,116 @@
+"""The step of a bias-only model, and the losses of cells that train against one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tombola.bias import BiasPredictions, Vectors, bias_predictions, no_vectors, vectors_of_model
+from tombola.errors import SettingsError, TombolaError
+from tombola.evaluate import Predictions, predict, score
+from tombola.losses import LOSSES, Known, annealed, reduce
+from tombola.objective import load_weights
+from tombola.study.cells import Cell, Lab, read_json, write_json
+from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, tokenizer_of
+from tombola.train import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[float], None]
+FOLDS = 5
+
+
+def run_bias(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """What a bias-only model says of every train row: log-probabilities, keyed by row id."""
+    data, said = same_data(cell, lab), cell.settings["bias"]
+    labels = _classes_of(data)
+    vectors: Vectors = no_vectors
+    if said["vectors"] == "model":
+        model = load_weights(base_folder(lab, cell.settings["model"]), data.task.objective, head_seed=0)
+        vectors = vectors_of_model(model, tokenizer_of(lab, cell))
+    found = bias_predictions(
+        said["bias_model"],
+        data.train.ids,
+        data.train.texts,
+        labels,
+        data.task.labels,
+        vectors=vectors,
+        folds=FOLDS if said["predictions"] == "out_of_fold" else 1,
+        seed=cell.settings["data"]["split_seed"],
+    )
+    save_file({"log_probabilities": found.log_probabilities.contiguous()}, out / "bias.safetensors")
+    right = score(Predictions(found.ids, found.log_probabilities, tuple(labels)), "accuracy")
+    write_json(out / "rows.json", {"ids": list(found.ids), "classes": list(found.classes)})
+    weak = (
+        [f"the bias-only model ({right.value:.3f}) is at or below the majority line ({right.majority:.3f}) of its own train rows"]
+        if right.at_or_below_majority
+        else []
+    )
+    about = {"accuracy": right.value, "majority": right.majority, "n": right.n}
+    write_json(out / "result.json", {"warnings": weak} | about)
+
+
+def read_bias(folder: Path) -> BiasPredictions:
+    """What `run_bias` wrote."""
+    rows, found = read_json(folder / "rows.json"), load_file(folder / "bias.safetensors")
+    return BiasPredictions(tuple(rows["ids"]), found["log_probabilities"], tuple(rows["classes"]))
+
+
+def loss_of(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | None" = None) -> Recipe | None:
+    """The loss that a cell trains with, where it is not the model's own. teacher: a model, where it is not the input `teacher`.
+
+    Raises: DataError when bias predictions do not cover the train rows; TombolaError for a task without classes.
+    """
+    said: Mapping[str, Any] | None = cell.settings.get("loss")
+    if said is None:
+        return None
+    loss = LOSSES[said["loss"]]
+    everything = Known(labels=torch.tensor(_classes_of(data)))
+    depends: dict[str, Any] = dict(said)
+    if "bias" in loss.needs:
+        taken = cell.inputs["bias"]
+        everything = replace(everything, bias=read_bias(lab.folder(taken)).of(data.train.ids, data.task.labels))
+        depends["bias"] = taken.key
+    if "teacher" in loss.needs:
+        everything = replace(everything, teacher=_taught(cell, lab, data, teacher))
+        depends["teacher"] = cell.inputs["teacher"].key if teacher is None else "itself"
+    mean = 1.0
+    if said["reweight_normalisation"] == "dataset_mean":
+        if loss is LOSSES["focal"]:
+            raise SettingsError([TombolaError("weights of focal depend on the model: they have no mean over the data")])
+        weights = loss.of(torch.zeros(len(data.train), len(data.task.labels)), everything).weights
+        mean = 1.0 if weights is None else float(weights.mean())
+
+    def of(logits: Tensor, labels: Tensor, rows: Tensor, share: float) -> Tensor:
+        rows = rows.cpu()
+        bias, taught = (None if x is None else x[rows].to(logits) for x in (everything.bias, everything.teacher))
+        bias = None if bias is None else annealed(bias, share, end=said["anneal_to"])
+        known = Known(labels=labels, bias=bias, teacher=taught)
+        return reduce(loss.of(logits.float(), known), said["reweight_normalisation"], mean)
+
+    return Recipe(loss=of, said=depends)
+
+
+def _taught(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | None") -> Tensor:
+    """Log-probabilities of a teacher, a dense model, on the train rows."""
+    rows = encoded_rows(lab, cell if "model" in cell.settings else cell.inputs["model"], "train", data.train)  # type: ignore[arg-type]
+    if teacher is None:
+        teacher = load_weights(lab.folder(cell.inputs["teacher"]) / "weights", data.task.objective, head_seed=0)
+        teacher.to(cell.settings["machine"]["device"])
+    return predict(teacher, rows).logits.log_softmax(-1)
+
+
+def _classes_of(data: TaskData) -> list[int]:
+    labels = [label for label in data.train.labels if isinstance(label, int)]
+    if len(labels) != len(data.train) or data.task.objective.causal or len(data.task.labels) < 2:
+        raise TombolaError(
+            "losses against a bias or a teacher are of classes, answered by a head",
+            got=data.task.name,
+            next="leave loss and mask_loss at ce for this task",
+        )
+    return labels
