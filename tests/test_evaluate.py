@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TINY, tiny_model
+from conftest import TINY, sentiment, tiny_model
 from tombola.errors import DataError
-from tombola.evaluate import METRICS, Predictions, agreement, predict, score, score_and_gradients, subgroup_scores
+from tombola.evaluate import METRICS, Predictions, agreement, mean_loss, predict, score, score_and_gradients, subgroup_scores
 from tombola.gates import Gates
 from tombola.mask import Mask
 from tombola.tasks.base import CLASS_METRICS, REGRESSION_METRICS
@@ -299,3 +300,17 @@ def test_predictions_of_different_rows_are_not_compared(ids: tuple[str, ...]) ->
     with pytest.raises(DataError, match="different rows") as error:
         agreement(dense, other)
     assert all(id in str(error.value.got) for id in set("abc") ^ set(ids))
+
+
+def test_mean_loss_is_that_of_torch_over_rows_of_any_length(tiny_folder: Path) -> None:
+    from tombola.objective import load_weights
+    from tombola.tasks.encode import collate
+
+    model, rows = load_weights(tiny_folder, ("negative", "positive"), head_seed=0), sentiment(tiny_folder, 21, 3)
+    model.train()
+    found = mean_loss(model, rows, tokens_per_batch=40)
+    assert model.training, "given back as it was"
+    model.eval()
+    with torch.no_grad():
+        each = [model(**collate(rows, [row])).loss.item() for row in range(21)]
+    assert found == pytest.approx(sum(each) / 21, rel=1e-5)

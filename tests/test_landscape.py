@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tombola.errors import DataError
-from tombola.evaluate import Predictions
-from tombola.landscape import along_line, barrier, filter_normalised, mean_loss, rises
+from tombola.landscape import along_line, barrier, filter_normalised, rises
 
 AT = [i / 10 for i in range(11)]
 
@@ -59,12 +58,6 @@ def test_what_is_no_line_is_refused(at: list[float]) -> None:
 def test_lines_between_different_models_are_refused() -> None:
     with pytest.raises(DataError, match="different models"):
         along_line(Weights(w=[1.0]), {"w": torch.zeros(2)}, [0.0, 1.0], lambda: 0.0)
-
-
-def test_mean_loss_is_that_of_torch_and_of_hand() -> None:
-    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    assert mean_loss(Predictions(("a", "b"), logits, (1, 0))) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
-    assert mean_loss(Predictions(("a", "b"), torch.tensor([[1.0], [3.0]]), (0.0, 3.5))) == pytest.approx(0.625)
 
 
 def test_directions_have_the_norms_of_rows_and_leave_zeros_alone() -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tombola.errors import DataError
-from tombola.evaluate import Predictions
 from tombola.gates import restored
 
 T = TypeVar("T")
@@ -39,15 +38,6 @@ def barrier(at: Sequence[float], losses: Sequence[float]) -> Barrier:
     excess = [loss - ((1 - t) * first + t * last) for t, loss in zip(at, losses, strict=True)]
     highest = max(range(len(at)), key=excess.__getitem__)
     return Barrier(max(excess[highest], 0.0), max(max(losses) - max(first, last), 0.0), at[highest])
-
-
-def mean_loss(predictions: Predictions) -> float:
-    """Mean cross-entropy in nats a row; of a regression the mean squared error in squared units of the label."""
-    if predictions.regression:
-        labels = torch.tensor([float(label or 0) for label in predictions.labels], dtype=torch.float64)
-        return float(((predictions.logits[:, 0].double() - labels) ** 2).mean())
-    labels = torch.tensor([int(label or 0) for label in predictions.labels])
-    return float(nn.functional.cross_entropy(predictions.logits.double(), labels))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tombola.cli.options import STORE, FiguresOption, JsonOption, LayoutOption, TablesOption, make_lab, quiet
+from tombola.cli.options import STORE, FiguresOption, JsonOption, LayoutOption, StoreOption, TablesOption, make_lab, quiet
 from tombola.errors import TombolaError
 from tombola.terminal import print_json, print_table, say
 
@@ -69,7 +69,8 @@ def inspect(
 
 
 def report(
-    store: Annotated[Path, typer.Argument(help="Folder of results.")] = STORE,
+    folder: Annotated[Path | None, typer.Argument(help="Folder of results; the same as --store.", show_default=False)] = None,
+    store: StoreOption = STORE,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the score table as Markdown instead.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
@@ -82,7 +83,9 @@ def report(
 
     if markdown and latex:
         raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
-    lab = make_lab(store, reads=True)
+    if folder is not None and store not in (STORE, folder):
+        raise TombolaError("two stores are named", got=f"{folder} and --store {store}", expected="one of them")
+    lab = make_lab(folder or store, reads=True)
     results = collect(lab.store)
     if markdown or latex:
         print((markdown_table if markdown else latex_table)(results))
@@ -93,7 +96,7 @@ def report(
 def write_report(
     results: "Results", out: Path, tables: Path | None = None, figures: Path | None = None, extra: "Sequence[Section]" = ()
 ) -> Path:
-    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if they cannot be."""
+    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if they cannot."""
     from tombola.report.build import build_page
 
     try:

@@ -10,8 +10,8 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from tombola.anatomy import read_anatomy
-from tombola.evaluate import predict
-from tombola.landscape import along_line, barrier, mean_loss, rises
+from tombola.evaluate import mean_loss
+from tombola.landscape import along_line, barrier, rises
 from tombola.objective import load_weights
 from tombola.study.cells import Cell, Lab, write_json, write_rows
 from tombola.study.data import encoded_rows, layout_of, same_data
@@ -54,7 +54,7 @@ def run_landscape(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     def losses() -> dict[str, float]:
         done[0] += 1
         progress(min(done[0] / passes, 0.99))
-        return {role: mean_loss(predict(model, rows)) for role, rows in drawn.items()}
+        return {role: mean_loss(model, rows) for role, rows in drawn.items()}
 
     at: list[float] = []
     line: list[dict[str, float]] = []

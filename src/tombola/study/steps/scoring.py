@@ -5,13 +5,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.cut import prove_same, shrink
 from tombola.errors import MaskError
 from tombola.evaluate import mean_loss, predict, score
 from tombola.gates import lesion_of, masked, prove_acts
+from tombola.landscape import along_line, barrier
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.study.cells import Cell, Given, Lab, write_json, write_rows
@@ -110,28 +109,27 @@ def run_lesion(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
 def run_barrier(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """Two trained models of one task, and those on the straight line between them: loss and score at each point.
 
-    The barrier is how far the loss rises above the line between its ends, in nats a row (Frankle et al. 2020; 0 = linearly
-    connected). Weights of both are as they were trained, removed values 0 in each.
+    Weights of both are as they were trained, removed values 0 in each.
     """
     data, settings = same_data(cell, lab), cell.settings
-    ends = [load_weights(lab.folder(cell.inputs[role]) / "weights", data.task.objective, head_seed=0) for role in ("a", "b")]
-    device, points = settings["machine"]["device"], settings["points"]
-    model = load_weights(lab.folder(cell.inputs["a"]) / "weights", data.task.objective, head_seed=0).to(device)
-    names, rows = [name for name, _ in model.named_parameters()], list[dict[str, Any]]()
+    model, end = (
+        load_weights(lab.folder(cell.inputs[role]) / "weights", data.task.objective, head_seed=0) for role in ("a", "b")
+    )
+    model.to(settings["machine"]["device"])
+    metric, at = data.task.metric, [i / (settings["points"] - 1) for i in range(settings["points"])]
     encoded = {role: encoded_rows(lab, cell, role, of) for role, (_, of) in data.evaluated().items() if role != "challenge"}
-    for i in range(points):
-        share = i / (points - 1)
-        with torch.no_grad():
-            for name in names:
-                a, b = (one.get_parameter(name) for one in ends)
-                model.get_parameter(name).copy_(a if i == 0 else b if i == points - 1 else torch.lerp(a, b, share))
-        for role, one in encoded.items():
-            rows.append({"share": share, "role": role, "loss": mean_loss(model, one), "n": len(one)}
-                        | {"metric": data.task.metric, "value": score(predict(model, one), data.task.metric).value})  # fmt: skip
-        progress((i + 1) / points)
-    write_rows(out / "barrier.jsonl", rows)
-    said = {}
-    for role in encoded:
-        losses = [row["loss"] for row in rows if row["role"] == role]
-        said[role] = max(x - (1 - i / (points - 1)) * losses[0] - i / (points - 1) * losses[-1] for i, x in enumerate(losses))
+    done: list[float] = []
+
+    def measured() -> dict[str, dict[str, Any]]:
+        done.append(1 / len(at))
+        progress(min(sum(done), 0.99))
+        found = {role: (mean_loss(model, one), score(predict(model, one), metric)) for role, one in encoded.items()}
+        return {role: {"loss": loss, "n": one.n, "metric": metric, "value": one.value} for role, (loss, one) in found.items()}
+
+    line = along_line(model, dict(end.named_parameters()), at, measured)
+    write_rows(
+        out / "barrier.jsonl",
+        ({"share": t, "role": role} | row for t, by in zip(at, line, strict=True) for role, row in by.items()),
+    )
+    said = {role: barrier(at, [by[role]["loss"] for by in line]).over_line for role in encoded}
     write_json(out / "result.json", {"warnings": [], "barrier": said})
