@@ -143,3 +143,14 @@ def test_histograms_of_importance_have_what_is_alive_and_cut_below_what_stays(
             assert row.edges[0] == pytest.approx(float(scores[before].min()), rel=1e-4)
         assert (row.phase, row.passed) == (path[row.step]["phase"], path[row.step]["passed"])
     assert {row.part for row in rows} == {"heads", "mlps"}
+
+
+def test_a_ticket_of_another_task_is_no_seed_of_this_one(results: Results) -> None:
+    """Tested on the models of sst2, it must never be averaged with the tickets found there."""
+    pruned = [
+        row for row in results.scores if (row.kind, row.stage, row.role, row.search) == ("good", "pruned", "report", "s-prune")
+    ]
+    families = {(row.task.partition(" (")[0], row.family) for row in pruned}
+    assert families == {("sst2", "as found"), (OTHER, "as found"), ("sst2", f"found on {OTHER}")}
+    by_task = [(row.task, row.seed) for row in pruned]
+    assert len(set(by_task)) == len(by_task) == 9

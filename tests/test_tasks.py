@@ -166,8 +166,8 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
-        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, acceptability, nli-overlap, "
-        "wikitext2, files, hub:<name>[:config]\n"
+        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, acceptability, "
+        "nli-overlap, wikitext2, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 

@@ -109,6 +109,7 @@ class CrossedOptions(Nothing):
     """Of which searches, and how many levels each factor has: the first so many seeds of the study."""
 
     of: tuple[str, ...] = ("s-prune", "m-prune")
+    tasks: tuple[str, ...] | None = None  # names of tasks; None: all of the study
     levels: Annotated[StrictInt, Ge(2)] = 2
 
 
@@ -119,6 +120,8 @@ def crossed(context: Context, options: CrossedOptions) -> list[Cell]:
     say `design: crossed`, and results keep them apart.
     Raises: SettingsError for fewer seeds than levels.
     """
+    if not is_among(context, options.tasks):
+        return []
     if len(context.seeds) < options.levels:
         problem = TombolaError(
             "each factor of the crossed design takes its levels from the seeds",
@@ -181,6 +184,7 @@ class LandscapeOptions(Nothing):
     """Which retrained tickets, and where the loss is measured."""
 
     of: tuple[str, ...] = ("s-prune",)
+    tasks: tuple[str, ...] | None = None  # names of tasks; None: all of the study
     kinds: tuple[str, ...] = ("random", "bad")  # beside good
     draws: Annotated[StrictInt, Ge(1)] = 1
     points: Annotated[StrictInt, Ge(3)] = 11
@@ -191,6 +195,8 @@ class LandscapeOptions(Nothing):
 
 def landscape(context: Context, options: LandscapeOptions) -> list[Cell]:
     """Whether good, random and bad tickets end in the valley of the dense model, and how flat it is where they end."""
+    if not is_among(context, options.tasks):
+        return []
     asked = LandscapeSettings(**{one.name: getattr(options, one.name) for one in fields(LandscapeSettings)})
     cells: list[Cell] = []
     for name in options.of:
@@ -215,6 +221,12 @@ def plan_landscape(
 
 
 # -------------------------------------------------------------------------------------------------------------- options
+
+
+def is_among(context: Context, tasks: Collection[str] | None) -> bool:
+    """Whether an experiment that is asked for on these tasks alone is asked for on this one, whatever splits it is read from."""
+    name = context.task if isinstance(context.task, str) else context.task.name
+    return tasks is None or name.partition(":")[0] in tasks
 
 
 def own_options(rung: Rung, names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,17 +93,8 @@ def _values(case: Case, other: str, pairs: Sequence[tuple[Any, Any]], kappas: Ma
         within = float((by[:, :, 1] * by[:, :, 2] / by[:, :, 0]).sum(1).mean())
         either = a + b - both
         jaccard = float((both[either > 0] / either[either > 0]).mean()) if (either > 0).any() else None
-        said = (
-            case.model,
-            case.search,
-            case.task,
-            other,
-            name,
-            int(n[0]),
-            len(pairs),
-            float(((a + b) / (2 * n)).mean()),
-            jaccard,
-        )
+        kept = float(((a + b) / (2 * n)).mean())
+        said = (case.model, case.search, case.task, other, name, int(n[0]), len(pairs), kept, jaccard)
         ratios = shared / expected if expected else None, shared / within if within else None
         return ValuesRow(*said, shared, expected, within, *ratios, kappas.get(name))
 

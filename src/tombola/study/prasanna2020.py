@@ -37,7 +37,12 @@ STUDY: Mapping[str, Any] = {
         *("one-shot", "joined", "size-matched", "mask-on-train"),
         *("attention", "baselines", "hans", "crossed", "landscape"),
     ],
-    "options": {"controls": {"of": ["s-prune", "m-prune"], "kinds": ["random", "bad"], "draws": 1, "retrain": True}},
+    "options": {
+        "controls": {"of": ["s-prune", "m-prune"], "kinds": ["random", "bad"], "draws": 1, "retrain": True},
+        # of small tasks: seven more fine-tunes each, and the weights of fifteen retrained tickets (0.4 GB each)
+        "crossed": {"tasks": ["mrpc", "rte"]},
+        "landscape": {"tasks": ["cola", "mrpc", "stsb", "rte"]},
+    },
 }
 
 
