@@ -450,7 +450,10 @@ def test_browser_keeps_the_chosen_tasks_in_the_address(opened: Any) -> None:
 def test_browser_obeys_the_keys(opened: Any) -> None:
     from selenium.webdriver import ActionChains, Keys
 
-    opened.execute_script("scrollTo(0, 0); document.activeElement.blur()")
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    opened.execute_script("scrollTo({top: 0, behavior: 'instant'}); document.activeElement.blur()")
 
     def press(key: str) -> None:
         ActionChains(opened).send_keys(key).perform()
