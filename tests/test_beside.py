@@ -240,5 +240,6 @@ def test_the_crossed_design_is_every_combination_and_shares_the_first_run(lab: L
 
 
 def test_the_crossed_design_needs_seeds_for_its_levels(lab: Lab, tiny_folder: Path) -> None:
+    assert cells_of(lab, tiny_folder, "crossed", seeds=(0, 1), tasks=["rte"]) == [], "asked for on another task alone"
     with pytest.raises(SettingsError, match="levels from the seeds"):
         cells_of(lab, tiny_folder, "crossed", seeds=(0, 1), levels=3)

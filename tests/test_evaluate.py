@@ -156,7 +156,16 @@ def test_majority_line_of_equally_frequent_classes_does_not_hang_on_row_order() 
 def test_unknown_metric_is_refused_with_those_there_are() -> None:
     with pytest.raises(DataError, match="unknown metric 'bleu'") as error:
         score(answers((0, 1), (0, 1)), "bleu")
-    assert error.value.expected == ["accuracy", "f1", "log_likelihood", "matthews", "pearson", "perplexity", "spearman"]
+    assert error.value.expected == [
+        "accuracy",
+        "f1",
+        "log_likelihood",
+        "matthews",
+        "mean_pearson_spearman",
+        "pearson",
+        "perplexity",
+        "spearman",
+    ]
 
 
 def test_the_tables_of_metrics_and_of_their_kinds_name_the_same() -> None:
@@ -182,6 +191,7 @@ def test_correlations_are_those_of_scipy(rows: list[tuple[float, float]]) -> Non
     expected = (scipy.stats.pearsonr(labels, predicted)[0], scipy.stats.spearmanr(labels, predicted)[0]) if spread_out else None
     found = METRICS["pearson"](labels, predicted), METRICS["spearman"](labels, predicted)
     assert all(-1 <= one <= 1 for one in found)
+    assert METRICS["mean_pearson_spearman"](labels, predicted) == pytest.approx(sum(found) / 2, abs=1e-12)
     if expected:
         assert found == pytest.approx(expected, abs=1e-9)
 

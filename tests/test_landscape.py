@@ -173,6 +173,9 @@ def test_landscape_of_tickets_is_that_of_their_weights(tmp_path: Path, tiny_fold
         excess = row["losses"][1] - (row["losses"][0] + row["losses"][2]) / 2
         assert row["over_line"] == pytest.approx(max(excess, 0.0), abs=1e-9)
         assert row["sharpness"] == pytest.approx(sum(row["rises"]) / 2) and len(row["rises"]) == 2
+    lab.run(trained["alone"][:1])
+    retrained = [row for row in collect(lab.store).scores if (row.stage, row.role) == ("retrained", "report")]
+    assert sorted(row.kind for row in retrained) == ["good", "random"], "what was trained twice all the same is shown once"
     full = [row for row in rows if row.kind == "full"]
     assert all(row.at == () and row.over_line is None for row in full)
     assert {row.search for row in rows} == {"", "s-prune"}

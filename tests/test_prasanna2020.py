@@ -175,6 +175,7 @@ def test_derived_tickets_are_variants_of_their_own(lab: Lab, tiny_folder: Path) 
     rows = collect(lab.store, keys).tickets
     families = {row.task: {one.kind for one in rows if one.task == row.task} for row in rows}
     assert len(families) == 3 and all("mask=" in task for task in families)
+    assert {(row.search, row.family) for row in rows} == {("s-prune", one) for one in ("as found", "size-matched", "super")}
     for task in families:
         seeds = [(one.kind, one.seed, one.draw) for one in rows if one.task == task]
         assert len(seeds) == len(set(seeds)) == 2 * 3, "good, random and bad of each seed, each once"
@@ -375,7 +376,7 @@ def test_masks_on_train_rows_are_chosen_on_rows_that_were_trained_on(lab: Lab, t
 def test_the_built_in_study_has_every_experiment_of_the_paper() -> None:
     study = read_study("prasanna2020")
     rows = {row for name in study.experiments for row in EXPERIMENTS[name].rows}
-    assert rows == {*(f"E{i}" for i in (1, 2, 3, 4, 5, 7, 8)), *(f"X{i}" for i in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12))}
+    assert rows == {*(f"E{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12)), *(f"X{i}" for i in range(1, 13))}
     for name in study.experiments:
         assert all(row in EXPERIMENTS[name].about for row in EXPERIMENTS[name].rows if name in OWN), name
 
@@ -449,3 +450,27 @@ def test_masks_that_have_no_survivors_to_compare_are_refused() -> None:
         survivors([mask, Mask(heads=torch.ones(3, 2, dtype=torch.bool))])
     with pytest.raises(SearchError, match="no control"):
         super_control([mask, mask], "worst", seed=0, draw=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- the list
+
+
+def test_every_row_of_the_list_is_an_experiment_or_a_table() -> None:
+    import importlib
+
+    from tombola.study.prasanna2020 import ELSEWHERE, STUDY, TABLES
+
+    rows = {row for name in EXPERIMENTS for row in EXPERIMENTS[name].rows}
+    expected = {*(f"E{i}" for i in range(1, 15)), *(f"X{i}" for i in range(1, 16))}
+    assert rows | TABLES.keys() | ELSEWHERE.keys() == expected
+    assert ELSEWHERE.keys() == {"X14"}, "nothing else is left out"
+    for places in TABLES.values():
+        for place in places:
+            module, _, name = place.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+    assert set(STUDY["experiments"]) == EXPERIMENTS.keys() - {"ladder"}, "a ladder goes between presets, and is asked for by name"
+
+
+def test_the_built_in_study_is_read_whole() -> None:
+    study = read_study("prasanna2020")
+    assert len(study.tasks) == 9 and len(study.seeds) == 5 and {"m-prune", "s-prune", "one-shot"} == set(study.methods())

@@ -11,7 +11,7 @@ import torch
 import tombola
 from tombola.errors import DataError, MaskError, SearchError, SettingsError, StoreError, TombolaError
 from tombola.study import jobs
-from tombola.study.cells import Cell, Given, Lab, cell_of, read_json, read_rows
+from tombola.study.cells import Cell, Given, Lab, Reporter, cell_of, read_json, read_rows
 from tombola.study.jobs import dense_of, find, open_lab, plan_controls, plan_evaluate, plan_find, plan_retrain_on, plan_test
 from tombola.study.results import Results, collect
 from tombola.study.settings import resolve
@@ -343,3 +343,29 @@ def test_unknown_kinds_draws_and_methods_are_refused(world: dict[str, Any], data
         plan_controls(one.search, one.dense, ("random",), 0, SETTINGS, retrain=False)
     with pytest.raises(TombolaError, match="unknown method"):
         resolve({}, (0,), method="magic")
+
+
+def test_a_floor_that_an_empty_network_holds_is_said_before_the_search_falls_through_it(
+    tmp_path: Path, tiny_folder: Path, data_folder: Path
+) -> None:
+    class Listening(Reporter):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, message: str) -> None:
+            self.said.append(message)
+
+        def share(self, done: float) -> None:
+            self.said.append("went on")
+
+    listening = Listening()
+    lab = Lab(open_lab(tmp_path / "store").store, data_folder, listening)
+    low = resolve({**FAST, "floor": 0.3, "m_max_steps": 3}, (0,), method="m-prune")  # a third of any score is below its line
+    (found,) = plan_find(lab, str(tiny_folder), "sst2", low, (0,))
+    lab.run([found.dense])
+    listening.said.clear()
+    lab.run([found.search])
+    doubts = [at for at, said in enumerate(listening.said) if "an empty network would hold it" in said]
+    assert len(doubts) == 1 and listening.said[doubts[0] :].count("went on") >= 3, "at the first trial, once"
+    warnings = read_json(lab.folder(found.search) / "result.json")["warnings"]
+    assert [one for one in warnings if "an empty network would hold it" in one], "and kept with the result"

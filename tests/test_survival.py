@@ -26,6 +26,7 @@ from tombola.study.results import Agreement, Results, ScoreRow, TicketRow
 from tombola.study.survival import (
     cases,
     crossed_rows,
+    flat,
     joint_rows,
     overlap_rows,
     stability_rows,
@@ -212,6 +213,21 @@ def test_pattern_shares_are_over_maps_then_over_seeds() -> None:
     assert rows["fine_tuned", ALL].means["entropy"].value == pytest.approx(1.5)
 
 
+def test_maps_of_models_of_other_settings_are_kept_apart() -> None:
+    rng = random.Random(3)
+    one, two = ([replace(x, cell=f"{x.cell} {e}", task=f"rte (epochs={e})") for x in maps_of("rte", 0, rng)] for e in (1, 2))
+    base = [replace(x, task=f"rte (epochs={e})") for x in maps_of("rte", None, rng) for e in (1, 2)]
+    tickets = tuple(replace(x, task=f"rte (epochs={e})") for x in TICKETS[:3] for e in (1, 2))
+    rows = pattern_rows(Results((), tickets, attention=(*one, *two, *base)))
+    tuned = [row for row in rows if row.maps.weights == "fine_tuned" and row.which == ALL]
+    assert [row.maps.variants for row in tuned] == [("(epochs=1)",), ("(epochs=2)",)]
+    for row, own in zip(tuned, (one, two), strict=True):
+        assert row.shares["other"].value == pytest.approx(np.mean([x.counts["other"] / 10 for x in own]))
+    supers = [(row.maps.variants, row.case.variant) for row in rows if row.case and row.maps.weights == "fine_tuned"]
+    assert supers == [(("(epochs=1)",), "(epochs=1)"), (("(epochs=2)",), "(epochs=2)")]
+    assert [row.maps.variants for row in rows if row.maps.weights == "pretrained" and row.which == ALL] == [()]
+
+
 def test_the_correlation_with_survival_is_that_of_all_pairs() -> None:
     rng = random.Random(1)
     maps = [one for task in ("rte", "mrpc") for seed in (0, 1) for one in maps_of(task, seed, rng)]
@@ -253,6 +269,12 @@ def test_orders_are_compared_between_seeds_and_between_tasks() -> None:
     assert row.found.spearman.value == pytest.approx(spearmanr(a, b).statistic)
     assert all(one.found.rbo == pytest.approx(1.0) for one in rows if one.part == "mlps")
     assert order_rows(Results((), TICKETS)) == []
+    shares = [[((i * step) % 12) / 12 for i in range(12)] for step in (3, 4)]
+    said: dict[str, Any] = {"search": "m-prune", "values": (5, 9)}
+    values = tuple(ticket("rte", seed, of, [1, 1, 1], **said) for seed, of in enumerate(shares))
+    heads, mlps = order_rows(Results((), values), "m-prune", flat, draws=99)
+    assert heads.found.spearman.value == pytest.approx(spearmanr(*(flat(one, "heads") for one in values)).statistic)
+    assert mlps.found.spearman.value is None and "same for all parts" in mlps.found.note
 
 
 def test_magnitudes_are_means_over_seeds_and_go_with_survival_or_not() -> None:

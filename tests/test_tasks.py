@@ -143,6 +143,10 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "qnli": ("accuracy", (), ("entailment", "not_entailment")),
         "rte": ("accuracy", (), ("entailment", "not_entailment")),
         "wnli": ("accuracy", (), ("not_entailment", "entailment")),
+        "hans": ("accuracy", (), ("entailment", "non-entailment")),
+        "mnli2": ("accuracy", (), ("entailment", "not_entailment")),
+        "mnli2-half": ("accuracy", (), ("entailment", "not_entailment")),
+        "hans+mnli2": ("accuracy", (), ("entailment", "not_entailment")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
         "wikitext2": ("log_likelihood", (), ()),
@@ -162,8 +166,8 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
-        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, acceptability, nli-overlap, "
-        "wikitext2, files, hub:<name>[:config]\n"
+        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, acceptability, "
+        "nli-overlap, wikitext2, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 

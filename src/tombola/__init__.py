@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tombola.search.one_shot import OneShotSettings, one_shot
     from tombola.search.structured import SPruneSettings, s_prune
     from tombola.study.jobs import find
+    from tombola.study.reference import compare_with_reference
     from tombola.study.results import collect
     from tombola.tasks import Rows, Task, asked_in_words, files_task, hub_task
     from tombola.ticket import Ticket
@@ -59,6 +60,7 @@ _ROOMS = {
     "asked_in_words": "tasks",
     "build_page": "report.build",
     "collect": "study.results",
+    "compare_with_reference": "study.reference",
     "control": "search.controls",
     "find": "study.jobs",
     "files_task": "tasks",
@@ -103,6 +105,7 @@ __all__ = [
     "asked_in_words",
     "build_page",
     "collect",
+    "compare_with_reference",
     "control",
     "files_task",
     "find",

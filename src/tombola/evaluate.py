@@ -137,6 +137,7 @@ METRICS: dict[str, Callable[[Sequence[Answer], Sequence[Answer]], float]] = {
     "f1": _f1,
     "pearson": _pearson,
     "spearman": _spearman,
+    "mean_pearson_spearman": lambda labels, predicted: (_pearson(labels, predicted) + _spearman(labels, predicted)) / 2,
 }
 
 

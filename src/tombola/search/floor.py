@@ -7,6 +7,8 @@ from tombola.evaluate import Score
 from tombola.tasks.base import REGRESSION_METRICS
 
 FloorRule = Literal["fraction_of_full", "fraction_above_baseline"]
+UNSAID = {"unsaid": True}  # metadata of a setting that came later: see `Settings.search_in_use`
+StopMetric = Literal["pearson", "mean_pearson_spearman"]  # what must hold the floor on a task whose metric is Pearson's r
 
 
 def floor_score(full: Score, floor: float, rule: FloorRule) -> float:

@@ -6,7 +6,7 @@ weights; these are put back at the end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -18,7 +18,7 @@ from tombola.gates import restored
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, without_lowest
 from tombola.scores import CRITERIA, Given, parameters_of
-from tombola.search.floor import FloorRule, floor_score, holds
+from tombola.search.floor import UNSAID, FloorRule, StopMetric, floor_score, holds
 from tombola.tasks.encode import Encoded, batches
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class MPruneSettings:
     m_max_steps: Annotated[int, Ge(1)] | None = None  # masks tried at most; None = until the floor breaks
     floor: Annotated[float, Gt(0), Le(1)] = 0.9  # share of the full score the mask must hold, in (0, 1]
     floor_rule: FloorRule = "fraction_of_full"
+    stsb_stop_metric: StopMetric = field(default="pearson", metadata=UNSAID)
     criterion_refresh: Literal["each_step", "once"] = "each_step"  # of criteria that look at rows; others do not change
 
 

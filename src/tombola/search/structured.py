@@ -21,7 +21,7 @@ from tombola.gates import Gates
 from tombola.mask import UNITS, Mask
 from tombola.prune import lowest
 from tombola.scores import REDUCTIONS, Importance, min_max, normalise, sensitivity
-from tombola.search.floor import FloorRule, floor_score, holds
+from tombola.search.floor import UNSAID, FloorRule, StopMetric, floor_score, holds
 from tombola.tasks.encode import Encoded
 
 Procedure = Literal["joint", "heads", "mlps", "neurons", "layers"]
@@ -55,6 +55,7 @@ class SPruneSettings:
     procedure: Procedure = "joint"
     floor: Annotated[float, Gt(0), Le(1)] = 0.9  # share of the full score the mask must hold, in (0, 1]
     floor_rule: FloorRule = "fraction_of_full"
+    stsb_stop_metric: StopMetric = field(default="pearson", metadata=UNSAID)
     importance_reduction: Reduction = "per_example"
     importance_batch_size: Annotated[int, Ge(1)] = 64  # plays a part under per_batch and accumulated only
     importance_norm_members: Literal["remaining_heads", "all_heads"] = "remaining_heads"  # likewise of neurons

@@ -18,6 +18,8 @@ from tombola.stats.estimate import ALPHA, DRAWS, Estimate, over_seeds, require_p
 from tombola.stats.paired import correct, mcnemar_of_counts
 from tombola.stats.survivors import Undecided, undecided
 
+TABLE = 2000  # components up to which a table of all pairs of them is kept in memory
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
@@ -147,7 +149,7 @@ def fleiss_kappa(masks: Masks) -> Estimate:
     Raises: DataError if the masks differ in length.
     Source: Fleiss 1971. Own code, from counts: statsmodels' wants a row a component, for every mask that is left out once.
     """
-    return _over_masks(masks, _kappa, "kappa", -1.0)
+    return _over_masks(masks, kappa_of_votes, "kappa", -1.0)
 
 
 def krippendorff_alpha(masks: Masks) -> Estimate:
@@ -256,12 +258,12 @@ def stability(masks: Masks, *, groups: Groups | None = None, draws: int = DRAWS,
     return Stability(n, sizes, kappa, *rest, *expected, at_least, at_most, cochran, split)
 
 
-def _kappa(counts: Int[np.ndarray, " count"]) -> float | None:
-    """Fleiss' kappa from how many components 0, 1, … of the masks keep; None where no mask varies."""
+def kappa_of_votes(counts: Int[np.ndarray, " count"]) -> float | None:
+    """Fleiss' kappa from how many components 0, 1, … of the masks keep; None where no mask varies, and of one mask."""
     seeds, n = len(counts) - 1, float(counts.sum())
     k = np.arange(seeds + 1)
-    share = float(counts @ k) / (n * seeds)
-    if share in (0.0, 1.0):
+    share = float(counts @ k) / (n * seeds) if n else 0.0
+    if share in (0.0, 1.0) or seeds < 2:
         return None
     differing = float(counts @ (k * (seeds - k))) * 2 / (n * seeds * (seeds - 1))  # pairs of votes
     return 1.0 - differing / (2 * share * (1 - share))
@@ -381,6 +383,12 @@ def _renamed(
     home = np.argsort(of, kind="stable")
     first, second, of = first[:, home], second[:, home], of[home]
     found = np.empty(draws)
+    if len(of) <= TABLE:  # what a part of the first shares with each of the second, over all seeds: a draw is one sum
+        table, rows = first.T.astype(np.int64) @ second, np.arange(len(of))
+        for start in range(0, draws, 1000):
+            orders = np.argsort(of + draw.random((min(1000, draws - start), len(of))), axis=1)
+            found[start : start + len(orders)] = table[rows, orders].sum(1)
+        return found
     for i in range(draws):
         order = draw.permutation(len(of)) if groups is None else np.lexsort((draw.random(len(of)), of))
         found[i] = np.count_nonzero(first & second[:, order])

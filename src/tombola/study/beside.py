@@ -24,6 +24,7 @@ from tombola.study.steps.attention import (
     PatternSplit,
 )
 from tombola.study.steps.landscape import LandscapeSettings
+from tombola.tasks import TASKS, Folders
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
@@ -60,7 +61,8 @@ def plan_attention(dense: Cell, asked: AttentionSettings, *, pretrained: bool) -
     """
     settings = shared_settings(dense) | {"attention": asdict(asked)}
     trained = {"map_preprocess": asked.map_preprocess, "pattern_split": asked.pattern_split, "seed": 0}
-    taken = {} if asked.as_shipped else {"patterns": step_cell("patterns", {"patterns": trained})}
+    patterns = step_cell("patterns", {"patterns": trained, "machine": dense.settings["machine"]})
+    taken = {} if asked.as_shipped else {"patterns": patterns}
     if pretrained:
         return step_cell("attention", {name: value for name, value in settings.items() if name != "seeds"}, **taken)
     return step_cell("attention", settings, weights=dense, **taken)
@@ -107,6 +109,7 @@ class CrossedOptions(Nothing):
     """Of which searches, and how many levels each factor has: the first so many seeds of the study."""
 
     of: tuple[str, ...] = ("s-prune", "m-prune")
+    tasks: tuple[str, ...] | None = None  # names of tasks; None: all of the study
     levels: Annotated[StrictInt, Ge(2)] = 2
 
 
@@ -117,6 +120,8 @@ def crossed(context: Context, options: CrossedOptions) -> list[Cell]:
     say `design: crossed`, and results keep them apart.
     Raises: SettingsError for fewer seeds than levels.
     """
+    if not is_among(context, options.tasks):
+        return []
     if len(context.seeds) < options.levels:
         problem = TombolaError(
             "each factor of the crossed design takes its levels from the seeds",
@@ -138,6 +143,40 @@ def crossed(context: Context, options: CrossedOptions) -> list[Cell]:
     return cells
 
 
+# ----------------------------------------------------------------------------------------------------------------- HANS
+
+
+class HansOptions(Nothing):
+    """Of which searches, on what."""
+
+    of: tuple[str, ...] = ("s-prune",)
+    settings: Annotated[tuple[Literal["mnli2", "mnli2-half", "hans", "hans+mnli2"], ...], Len(1)] = (
+        *("mnli2", "mnli2-half", "hans", "hans+mnli2"),
+    )
+
+
+def hans(context: Context, options: HansOptions) -> list[Cell]:
+    """X3: masks found on MNLI of two classes, on half of it, on HANS and on both; full and masked, each heuristic by itself.
+
+    Stands on the task mnli of a study, whose splits it takes; nothing on others. HANS is read from a folder of data alone: where
+    there is none it is said, so that a study which asks for everything can be run without.
+    """
+    name, _, said = str(context.task).partition(":")
+    if not isinstance(context.task, str) or name != "mnli":
+        return []
+    folder, known = context.lab.data_dir, TASKS["hans"].source
+    assert isinstance(known, Folders)
+    if folder is None or not any((folder / one).is_dir() for one in known.names):
+        context.lab.reporter.say(f"no HANS: it is read from --data alone, a folder {' or '.join(known.names)} in it")
+        return []
+    splits = ",".join(one for one in said.split(",") if one.partition("=")[0] in ("train", "report"))
+    cells: list[Cell] = []
+    for task in options.settings:
+        here = replace(context, task=f"{task}:{splits}" if splits and task != "hans" else task)
+        cells += [cell for search in options.of for _, one in found(search, here) for cell in one.cells]
+    return cells
+
+
 # ------------------------------------------------------------------------------------------------------------ landscape
 
 
@@ -145,6 +184,7 @@ class LandscapeOptions(Nothing):
     """Which retrained tickets, and where the loss is measured."""
 
     of: tuple[str, ...] = ("s-prune",)
+    tasks: tuple[str, ...] | None = None  # names of tasks; None: all of the study
     kinds: tuple[str, ...] = ("random", "bad")  # beside good
     draws: Annotated[StrictInt, Ge(1)] = 1
     points: Annotated[StrictInt, Ge(3)] = 11
@@ -155,6 +195,8 @@ class LandscapeOptions(Nothing):
 
 def landscape(context: Context, options: LandscapeOptions) -> list[Cell]:
     """Whether good, random and bad tickets end in the valley of the dense model, and how flat it is where they end."""
+    if not is_among(context, options.tasks):
+        return []
     asked = LandscapeSettings(**{one.name: getattr(options, one.name) for one in fields(LandscapeSettings)})
     cells: list[Cell] = []
     for name in options.of:
@@ -181,6 +223,12 @@ def plan_landscape(
 # -------------------------------------------------------------------------------------------------------------- options
 
 
+def is_among(context: Context, tasks: Collection[str] | None) -> bool:
+    """Whether an experiment that is asked for on these tasks alone is asked for on this one, whatever splits it is read from."""
+    name = context.task if isinstance(context.task, str) else context.task.name
+    return tasks is None or name.partition(":")[0] in tasks
+
+
 def own_options(rung: Rung, names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that are no settings of a search: as given, else as the rung changes them, else the preset's."""
     changed = {option: value for option, value in rung.values.items() if option in names}
@@ -196,6 +244,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "E6: bad tickets beside destroyed full models, a random mask on drawn weights, a bag of words",
         baselines, methods_of, BaselinesOptions, ("E6",),
     ),
+    "hans": Experiment("X3: MNLI of two classes and HANS, alone and mixed", hans, methods_of, HansOptions, ("X3",)),
     "landscape": Experiment(
         "loss barrier and sharpness of good, random and bad tickets against the dense model",
         landscape, methods_of, LandscapeOptions,

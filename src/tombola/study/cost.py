@@ -84,7 +84,7 @@ def _machine_of(cell: Cell) -> Mapping[str, Any]:
 def flops(cell: Cell, lab: Lab, out: Path) -> float:
     """FLOPs of a cell that was just computed into `out`, by the formula above; 0 for one that runs no model."""
     base = next((one for one in cell.needed() if "data" in one.settings), None)
-    if base is None or cell.step in ("control", "derive"):
+    if base is None or cell.step in ("control", "derive", "bag_of_words"):
         return 0.0
     forward = 2.0 * _matrix_weights(lab, base)
     if cell.step in ("fine_tune", "retrain", "train_mode"):

@@ -19,8 +19,11 @@ from tombola.scope import scope_parameters
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.tasks import (
+    Folders,
     Grammar,
+    Hub,
     Loaded,
+    Mixed,
     Role,
     Rows,
     Task,
@@ -204,9 +207,13 @@ def _origin(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> list[Any] 
         return None
     if isinstance(task.source, Grammar):
         return ["grammar", task.source.version]
+    if isinstance(task.source, Mixed):
+        parts = dict.fromkeys(part.task for several in task.source.parts.values() for part in several)
+        return [_origin(lab, part, None) for part in parts]
+    names = task.source.names if isinstance(task.source, Folders) else (task.name,)
     if lab.data_dir is None:
-        return [task.source.repo, task.source.config, task.source.revision]
-    files = sorted((lab.data_dir / task.name).glob("*"))
+        return [task.source.repo, task.source.config, task.source.revision] if isinstance(task.source, Hub) else [*names]
+    files = sorted(file for name in names for file in (lab.data_dir / name).glob("*"))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

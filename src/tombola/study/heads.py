@@ -1,20 +1,29 @@
 """What heads and MLPs are like: patterns of attention, importance, weight magnitudes, and what masked models answer.
 
-The tables of E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases.
+The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases. E10 alone reads a
+store, where importances and masks of every step lie.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tombola import stats
 from tombola.attention.known import CLASSES
+from tombola.scores import normalise
 from tombola.stats import Estimate
 from tombola.study.beside_rows import AttentionRow
 from tombola.study.results import Results, ScoreRow, TicketRow
 from tombola.study.survival import PARTS, Case, bare, cases, is_whole, mask_of
+
+if TYPE_CHECKING:
+    from tombola.store import Store
 
 HETEROGENEOUS = "other"  # the class of maps that may mean something: none of the plain patterns
 ALL, SUPER = "all heads", "super-survivors"
@@ -32,11 +41,17 @@ class Maps:
     map_inputs: str
     map_preprocess: str
     pattern_split: str
+    variants: tuple[str, ...] = ()  # of the task's settings that their models belong to; () where all belong to the same
 
     @staticmethod
     def of(row: AttentionRow) -> "Maps":
         said = (row.norm_map_weight, row.map_inputs, row.map_preprocess, row.pattern_split)
         return Maps(row.model, bare(row.task), row.weights, row.kind, *said)
+
+    def has(self, case: Case) -> bool:
+        """Whether the survivors of a case may be looked for among these maps."""
+        same = (case.model, case.task) == (self.model, self.task)
+        return same and (not self.variants or not case.variant or case.variant in self.variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ def pattern_rows(results: Results, search: str = "s-prune") -> list[PatternRow]:
     survivors = super_survivors(results, search)
     rows = []
     for maps, of in _by_maps(results.attention).items():
-        own = [case for case in survivors if (case.model, case.task) == (maps.model, maps.task)]
+        own = [case for case in survivors if maps.has(case)]
         rows.append(_shares(maps, of, None, None))
         rows += [_shares(maps, of, case, survivors[case]) for case in own]
     return rows
@@ -76,15 +91,25 @@ def super_survivors(results: Results, search: str = "s-prune") -> dict[Case, lis
 
 
 def _by_maps(rows: Iterable[AttentionRow]) -> dict[Maps, list[AttentionRow]]:
-    """Maps → its rows, each once, though a dense model may belong to several variants of its task."""
+    """Maps → its rows, each once, though a dense model may belong to several variants of its task.
+
+    Models of other settings belong to other variants, and are kept apart.
+    """
+    rows = list(rows)
+    variants: dict[str, set[str]] = {}
+    for row in rows:
+        variants.setdefault(row.cell, set()).add(row.task.removeprefix(bare(row.task)).strip())
     found: dict[Maps, dict[tuple[str, int, int, int], AttentionRow]] = {}
     for row in rows:
-        found.setdefault(Maps.of(row), {})[row.cell, row.layer, row.run, row.head] = row
-    return {maps: list(of.values()) for maps, of in sorted(found.items())}
+        maps = replace(Maps.of(row), variants=tuple(sorted(variants[row.cell])))
+        found.setdefault(maps, {})[row.cell, row.layer, row.run, row.head] = row
+    plain = Counter(replace(maps, variants=()) for maps in found)
+    named = {maps: maps if plain[replace(maps, variants=())] > 1 else replace(maps, variants=()) for maps in found}
+    return {named[maps]: list(of.values()) for maps, of in sorted(found.items())}
 
 
 def _shares(maps: Maps, rows: Sequence[AttentionRow], case: Case | None, kept: Sequence[bool] | None) -> PatternRow:
-    width = 1 + max(row.head for row in rows)
+    width, f1 = 1 + max(row.head for row in rows), rows[0].f1
     if kept is not None:
         rows = [row for row in rows if kept[row.layer * width + row.head]]
     by_seed: dict[int | None, list[AttentionRow]] = {}
@@ -109,7 +134,7 @@ def _shares(maps: Maps, rows: Sequence[AttentionRow], case: Case | None, kept: S
         sum(row.n for row in rows),
         {name: stats.over_seeds(values) for name, values in shares.items()},
         {name: stats.over_seeds(values) for name, values in means.items()},
-        rows[0].f1 if rows else float("nan"),
+        f1,
         "" if rows else "no head survives for every seed",
     )
 
@@ -141,13 +166,12 @@ SURVIVOR_CORRELATION = {"paper": "pooled", "released": "pooled", "corrected": "c
 def survivor_rows(results: Results, search: str = "s-prune") -> list[SurvivorRow]:
     """E12, of each task and of all tasks pooled, a head of each task being a cluster of its own."""
     survivors, rows = super_survivors(results, search), []
-    pooled: dict[Maps, list[tuple[Case, list[AttentionRow]]]] = {}
+    pooled: dict[tuple[Maps, tuple[str, ...]], list[tuple[Case, list[AttentionRow]]]] = {}
     for maps, of in _by_maps(results.attention).items():
-        for case in (one for one in survivors if (one.model, one.task) == (maps.model, maps.task)):
+        for case in (one for one in survivors if maps.has(one)):
             rows.append(_correlation(maps, case, [(case, of)], survivors))
-            said = (maps.norm_map_weight, maps.map_inputs, maps.map_preprocess, maps.pattern_split)
-            pooled.setdefault(Maps(maps.model, "all", maps.weights, maps.kind, *said), []).append((case, of))
-    rows += [_correlation(maps, None, of, survivors) for maps, of in pooled.items() if len({case.task for case, _ in of}) > 1]
+            pooled.setdefault((replace(maps, task="all"), case.kin), []).append((case, of))
+    rows += [_correlation(maps, None, of, survivors) for (maps, _), of in pooled.items() if len(of) > 1]
     return rows
 
 
@@ -181,12 +205,73 @@ def _correlation(
     )
 
 
+# ------------------------------------------------------------------------------------------------------------------ E10
+
+BINS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRow:
+    """E10: the importance of what is still there before one step of a search, and where the step cuts."""
+
+    case: Case
+    seed: int
+    part: str
+    step: int  # of the trial that cuts, as in TicketRow.path
+    phase: str
+    edges: tuple[float, ...]  # BINS + 1; importance as parts compete by it: of heads over the norm of their layer
+    counts: tuple[int, ...]  # parts still there, by bin
+    removed: int
+    cut: float  # between the most important part removed and the least important one kept; all are removed: the former
+    passed: bool
+
+
+def histogram_rows(store: "Store", results: Results, search: str = "s-prune") -> list[HistogramRow]:
+    """E10, of every step of the good tickets of a search that removes heads or MLPs."""
+    from safetensors.torch import load_file
+
+    from tombola.ticket import Ticket
+
+    rows = []
+    own = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
+    for case, of in own.items():
+        for _, one in sorted(of.items()):
+            folder = store.load(one.cell)
+            if folder is None or not (folder / "steps.safetensors").is_file():
+                continue
+            steps, said = load_file(folder / "steps.safetensors"), Ticket.from_pretrained(folder / "ticket").settings["search"]
+            every = said["importance_norm_members"] == "all_heads"
+            for part in PARTS:
+                rows += _histograms(case, one, part, steps[f"{part.removesuffix('s')}_importance"], steps[part].bool(), every)
+    return rows
+
+
+def _histograms(
+    case: Case, ticket: TicketRow, part: str, importance: Tensor, kept: Tensor, over_all_heads: bool
+) -> list[HistogramRow]:
+    rows, base = [], 0
+    for step in range(1, len(ticket.path)):
+        before, after = kept[base], kept[step]
+        if bool((before & ~after).any()):
+            scores = importance[base]
+            if part == "heads":
+                scores = normalise(scores, torch.ones_like(before) if over_all_heads else before)
+            alive, gone, left = (scores[where].double().numpy() for where in (before, before & ~after, after))
+            counts, edges = np.histogram(alive, BINS)
+            cut = (gone.max() + left.min()) / 2 if len(left) else gone.max()
+            trial = ticket.path[step]
+            said = (tuple(edges.tolist()), tuple(counts.tolist()), len(gone), float(cut), trial.passed)
+            rows.append(HistogramRow(case, ticket.seed, part, step, trial.phase, *said))
+        base = step if ticket.path[step].passed else base
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------------ X13
 
 
 @dataclass(frozen=True, slots=True)
 class OrderRow:
-    """X13: whether two searches rank the same heads or MLPs first, by importance in the dense model."""
+    """X13: whether two searches rank the same heads or MLPs first, by importance in the dense model or by what survives."""
 
     part: str
     a: Case
@@ -196,8 +281,19 @@ class OrderRow:
     found: stats.Orders
 
 
-def order_rows(results: Results, search: str = "s-prune", *, draws: int = 999) -> list[OrderRow]:
-    """X13: rank-biased overlap and rank correlation: every pair of seeds of a task, and every pair of tasks at common seeds."""
+def order_rows(
+    results: Results,
+    search: str = "s-prune",
+    by: Callable[[TicketRow, str], list[float] | None] | None = None,
+    *,
+    draws: int = 999,
+) -> list[OrderRow]:
+    """X13: rank-biased overlap and rank correlation: every pair of seeds of a task, and every pair of tasks at common seeds.
+
+    by: what parts are ranked by, `importance` or, of masks of single values (E9 and E13 of m-prune), `survival.flat`: how much of
+    each part survives.
+    """
+    by = by or importance
     found = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
     wanted = [(case, a, case, b) for case, of in found.items() for a, b in combinations(sorted(of), 2)]
     for one, other in combinations(found, 2):
@@ -206,7 +302,7 @@ def order_rows(results: Results, search: str = "s-prune", *, draws: int = 999) -
     rows = []
     for case_a, seed_a, case_b, seed_b in wanted:
         for part in PARTS:
-            a, b = importance(found[case_a][seed_a], part), importance(found[case_b][seed_b], part)
+            a, b = by(found[case_a][seed_a], part), by(found[case_b][seed_b], part)
             if a is not None and b is not None:
                 rows.append(OrderRow(part, case_a, seed_a, case_b, seed_b, stats.compare_orders(a, b, draws=draws)))
     return rows

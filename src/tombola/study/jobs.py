@@ -269,8 +269,12 @@ def implied(task: str | Task, method: str) -> dict[str, Any]:
         return {}
     known = task if isinstance(task, Task) else get_task(task)
     said = {"selection_split": "validation"} if "selection" in known.splits else {}
-    rule = {} if known.labels or "floor_rule" not in options_of(method) else {"floor_rule": "fraction_above_baseline"}
-    return said | rule
+    options = options_of(method)
+    if not known.labels and "floor_rule" in options:
+        said["floor_rule"] = "fraction_above_baseline"
+    if known.metric != "pearson" and "stsb_stop_metric" in options:
+        said["stsb_stop_metric"] = "pearson"  # plays no part, and makes no rung
+    return said
 
 
 def found_ticket(lab: Lab, found: Found) -> Ticket:

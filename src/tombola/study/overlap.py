@@ -63,7 +63,12 @@ def values_rows(store: "Store", results: Results) -> list[ValuesRow]:
     for case, of in found.items():
         masks = [masks_of(of[seed]) for seed in sorted(of)]
         if len(masks) > 1:
-            kappas = {name: stats.fleiss_kappa([one[name] for one in masks]).value for name in _common(masks)}
+            votes = {
+                name: np.bincount(np.sum([one[name] for one in masks], axis=0, dtype=np.int8), minlength=len(masks) + 1)
+                for name in _common(masks)
+            }
+            votes["all"] = np.sum(list(votes.values()), axis=0)
+            kappas = {name: stats.kappa_of_votes(counts) for name, counts in votes.items()}
             rows += _values(case, case.task, list(combinations(masks, 2)), kappas)
     for (a, of_a), (b, of_b) in combinations(found.items(), 2):
         seeds = sorted(of_a.keys() & of_b.keys())
@@ -88,17 +93,8 @@ def _values(case: Case, other: str, pairs: Sequence[tuple[Any, Any]], kappas: Ma
         within = float((by[:, :, 1] * by[:, :, 2] / by[:, :, 0]).sum(1).mean())
         either = a + b - both
         jaccard = float((both[either > 0] / either[either > 0]).mean()) if (either > 0).any() else None
-        said = (
-            case.model,
-            case.search,
-            case.task,
-            other,
-            name,
-            int(n[0]),
-            len(pairs),
-            float(((a + b) / (2 * n)).mean()),
-            jaccard,
-        )
+        kept = float(((a + b) / (2 * n)).mean())
+        said = (case.model, case.search, case.task, other, name, int(n[0]), len(pairs), kept, jaccard)
         ratios = shared / expected if expected else None, shared / within if within else None
         return ValuesRow(*said, shared, expected, within, *ratios, kappas.get(name))
 

@@ -327,6 +327,9 @@ def plan_study(lab: Lab, study: Study) -> Plan:
             for experiment in study.experiments:
                 cells = EXPERIMENTS[experiment].cells(context, study.options_for(experiment))
                 parts.append(Part(experiment, model, name, tuple(cells)))
+    for experiment in study.experiments:
+        if not any(part.cells for part in parts if part.experiment == experiment):
+            lab.reporter.say(f"{experiment} has nothing to do on {', '.join(study.tasks)}: {EXPERIMENTS[experiment].about}")
     parts = _trained_once(parts)
     needed = [part.needed() for part in parts]
     return Plan(study, tuple(parts), {k: c for one in needed for k, c in one.items()}, sum(map(len, needed)))

@@ -35,9 +35,34 @@ STUDY: Mapping[str, Any] = {
         *("m-prune", "s-prune", "s-prune-heads", "s-prune-mlps", "controls", "super-survivors"),
         *("redrawn", "zeroed", "reverted", "no-residual", "redrawn-heads", "longer", "train-modes", "mask-modes"),
         *("one-shot", "joined", "size-matched", "mask-on-train"),
+        *("attention", "baselines", "hans", "crossed", "landscape"),
     ],
-    "options": {"controls": {"of": ["s-prune", "m-prune"], "kinds": ["random", "bad"], "draws": 1, "retrain": True}},
+    "options": {
+        "controls": {"of": ["s-prune", "m-prune"], "kinds": ["random", "bad"], "draws": 1, "retrain": True},
+        # of small tasks: seven more fine-tunes each, and the weights of fifteen retrained tickets (0.4 GB each)
+        "crossed": {"tasks": ["mrpc", "rte"]},
+        "landscape": {"tasks": ["cola", "mrpc", "stsb", "rte"]},
+    },
 }
+
+
+# Rows of the reproduction's list that are tables of what other experiments store, or live elsewhere: id → module and function.
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "E6": ("tombola.study.reference:compare_with_reference",),  # Table 2, beside the experiment baselines
+    "E9": ("tombola.study.survival:stability_rows", "tombola.study.overlap:values_rows"),
+    "E10": ("tombola.study.heads:histogram_rows",),
+    "E11": ("tombola.study.heads:pattern_rows",),
+    "E12": ("tombola.study.heads:survivor_rows",),
+    "E13": ("tombola.study.survival:overlap_rows",),
+    "E14": ("tombola.study.survival:tasks_survived_rows", "tombola.study.survival:survival_rows"),
+    "X13": (
+        *("tombola.study.heads:order_rows", "tombola.study.heads:magnitude_rows", "tombola.study.heads:answers_rows"),
+        "tombola.study.heads:pattern_rows",  # entropy among its means
+    ),
+    "X15": ("tombola.study.cost:total_cost",),
+}
+# Rows that tombola does not run here, and why.
+ELSEWHERE: Mapping[str, str] = {"X14": "physical pruning: making models smaller is no part of a study; see docs/studies.md"}
 
 
 class OneShotOptions(Nothing):

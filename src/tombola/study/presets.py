@@ -21,6 +21,7 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "selection_split": ("dev", "dev", "held_out_from_train"),
     "padding": ("max_length", "max_length", "bucketed"),
     "floor_rule": ("fraction_of_full", "fraction_of_full", "fraction_of_full"),
+    "stsb_stop_metric": ("pearson", "mean_pearson_spearman", "pearson"),
     "importance_reduction": ("per_example", "accumulated", "per_example"),
     "importance_batch_size": (64, 64, 64),
     "importance_norm_members": ("all_heads", "all_heads", "remaining_heads"),

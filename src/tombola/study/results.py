@@ -64,7 +64,9 @@ class ScoreRow:
     agreement: Agreement | None = None  # None for the dense model itself
     lesion: str = ""  # of kind "lesion": what was done where, e.g. "redraw q+k, layers 3-4"; no two are to be averaged
     search: str = ""  # how the ticket was found: a name of SEARCHED, or a method; "" of models without one
-    family: str = ""  # "as found", or the family of `derived.RULES`: joined, super, size-matched; "" of models without a ticket
+    # "as found"; a family of `derived.RULES` (joined, super, size-matched); "found on TASK", of a ticket tested on another task;
+    # "" of models without a ticket
+    family: str = ""
     epochs: int | None = None  # of the training that this model comes from last
     preset: str = ""  # of the search; "" of models without one
 
@@ -295,7 +297,17 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             flat["mask"] = RULES[one.settings["rule"]].family
         if "model" in one.settings:
             flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
+    if elsewhere := _found_elsewhere(cell):
+        flat["mask"] = elsewhere
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
+
+
+def _found_elsewhere(cell: "Cell") -> str:
+    """ "found on TASK" for a cell that tests a ticket on another task than that, of whose tickets it is no seed; else ""."""
+    own = cell.settings.get("data", {}).get("task")
+    below = [one.settings["data"]["task"] for one in cell.needed() if one.step == "fine_tune" and "ticket" in cell.inputs]
+    others = [bare_name(task) for task in below if own is not None and task != own]
+    return f"found on {others[-1]}" if others else ""
 
 
 def _how_found(cell: "Cell") -> dict[str, Any]:
@@ -307,7 +319,8 @@ def _how_found(cell: "Cell") -> dict[str, Any]:
     families = [RULES[one.settings["rule"]].family for one in below if one.step == "derive"]
     names = dict.fromkeys(_search_name(one.settings) for one in searches)
     presets = dict.fromkeys(str(one.settings["preset"]) for one in searches)
-    return {"search": " + ".join(names), "family": (families or ["as found"])[-1], "preset": " + ".join(presets)}
+    family = _found_elsewhere(cell) or (families or ["as found"])[-1]
+    return {"search": " + ".join(names), "family": family, "preset": " + ".join(presets)}
 
 
 def _search_name(said: Mapping[str, Any]) -> str:

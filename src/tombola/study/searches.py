@@ -16,7 +16,7 @@ from tombola.evaluate import Score, predict, score
 from tombola.gates import Gates
 from tombola.mask import Mask
 from tombola.scope import scope_parameters
-from tombola.search.magnitude import MPruneSettings, m_prune
+from tombola.search.magnitude import MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
 from tombola.search.structured import SPruneSettings, Trial, s_prune
 from tombola.tasks.encode import Encoded
@@ -48,7 +48,7 @@ class Asked:
     metric: str
     settings: Mapping[str, Any]
     seed: int  # the run's mask seed, for criteria that draw
-    trial: Callable[[object], None]  # called after each trial
+    trial: Callable[[Trial | MTrial], None]  # called after each trial; of a method without a floor never
 
 
 def _s_prune(asked: Asked) -> Outcome:

@@ -5,6 +5,7 @@ a stored cell and on the page.
 """
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
@@ -71,13 +72,17 @@ class Settings:
 
     @property
     def search_in_use(self) -> dict[str, Any]:
-        """The settings of the search as its cell names them: without those that only other procedures read.
+        """The settings of the search as its cell names them: without those that only other procedures read, and without those
+        that came later and have their default.
 
-        Which these are, a field's metadata says. So a setting that comes with a new procedure renames no stored search.
+        Which these are, a field's metadata says. So a new setting renames no stored search.
         """
-        procedure = getattr(self.search, "procedure", None)
-        used = {one.name for one in fields(self.search) if procedure in one.metadata.get("procedures", (procedure,))}
-        return {name: value for name, value in asdict(self.search).items() if name in used}
+        values, procedure = asdict(self.search), getattr(self.search, "procedure", None)
+        for one in fields(self.search):
+            unsaid = one.metadata.get("unsaid", False) and values[one.name] == one.default
+            if unsaid or procedure not in one.metadata.get("procedures", (procedure,)):
+                del values[one.name]
+        return values
 
 
 def groups_of(method: str) -> dict[str, type[Any]]:
@@ -139,11 +144,19 @@ def resolve(
     return Settings(method=method, preset=preset, seeds=run_seeds, **resolved)
 
 
+@functools.cache
+def _adapter(kind: type[Any]) -> Any:
+    """What checks a class of settings: made once, since a study of many tasks resolves the same ones hundreds of times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _checked(kind: type[Any], values: Mapping[str, Any]) -> tuple[Any, list[TombolaError]]:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        checked = TypeAdapter(kind).validate_python(values)
+        checked = _adapter(kind).validate_python(values)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         return None, [
             TombolaError(

@@ -152,8 +152,8 @@ class OverlapRow:
     p_corrected: float | None  # of p_at_least, Holm over all pairs of tasks of this search and part
 
 
-def overlap_rows(results: Results) -> list[OverlapRow]:
-    """E13, for every search and family of whole parts: joint, separate, super-survivors."""
+def overlap_rows(results: Results, *, draws: int = stats.DRAWS) -> list[OverlapRow]:
+    """E13, for every search and family of whole parts: joint, separate, super-survivors. `draws` of each test."""
     rows = []
     for kin in _kin(cases(results.tickets)).values():
         for part in PARTS:
@@ -167,7 +167,7 @@ def overlap_rows(results: Results) -> list[OverlapRow]:
                     sizes = stats.over_seeds([float(sum(mask)) for mask in masks[0]])
                     found = stats.TaskOverlap(len(masks[0][0]), sizes, None, None, None, None, "a task with itself: its sizes")
                 else:
-                    found = stats.overlap_of_tasks(*masks)
+                    found = stats.overlap_of_tasks(*masks, draws=draws)
                 pairs.append(OverlapRow(a, b, part, seeds, found, None))
             tested = {str(i): row.found.p_at_least for i, row in enumerate(pairs) if row.a != row.b}
             corrected = stats.correct(tested, family="pairs of tasks").p if tested else {}

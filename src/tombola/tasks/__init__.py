@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import DataError
-from tombola.tasks import generated, glue, text
-from tombola.tasks.base import Grammar, Hub, Loaded, Role, Rows, Task, shared_texts, split_selection
+from tombola.tasks import generated, glue, mixed, text
+from tombola.tasks.base import Folders, Grammar, Hub, Loaded, Mixed, Role, Rows, Task, shared_texts, split_selection
 from tombola.tasks.files import described_task as _described
 from tombola.tasks.files import files_task, hub_task, spec_of
 from tombola.tasks.prompts import PROMPTS, asked_in_words
 
 __all__ = [
     "TASKS",
+    "Folders",
     "Grammar",
     "Hub",
     "Loaded",
+    "Mixed",
     "Role",
     "Rows",
     "Task",
@@ -49,6 +51,10 @@ TASKS: dict[str, Task] = {
     "qnli": glue.QNLI,
     "rte": glue.RTE,
     "wnli": glue.WNLI,
+    "hans": mixed.HANS,
+    "mnli2": mixed.MNLI2,
+    "mnli2-half": mixed.MNLI2_HALF,
+    "hans+mnli2": mixed.HANS_MNLI2,
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
     "wikitext2": text.WIKITEXT2,
@@ -146,6 +152,13 @@ def bare_name(spec: str) -> str:
 def data_doubts(task: Task, rows: Mapping[Role, Rows]) -> tuple[str, ...]:
     """What scores on these rows have to be read with: splits that are not official or not whole, and the task's own doubts."""
     said = list(task.doubts)
+    if isinstance(task.source, Mixed):
+        for role, parts in task.source.parts.items():
+            split = parts[0].split or task.splits.get(role)
+            if split is not None and split not in TASKS[parts[0].task].official:
+                said.append(
+                    f"the {role} rows are of {split!r}, no official split of {parts[0].task}: compare with no published score"
+                )
     for role, split in task.splits.items() if task.official else ():
         if split not in task.official:
             said.append(f"the {role} rows are of {split!r}, no official split of {task.name}: compare with no published score")
@@ -177,6 +190,14 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         return generated.write(task, role, seed=seed)
     if isinstance(task.source, Loaded):
         return task.source.rows[task.splits[role]]
+    if isinstance(task.source, Folders):
+        return mixed.load_folder(task, task.splits[role], data_dir)
+    if isinstance(task.source, Mixed):
+        return mixed.load(task, role, lambda name, split: (TASKS[name], _rows_of(TASKS[name], split, data_dir)))
     if not task.labels:
         return text.load(task, task.splits[role], data_dir=data_dir)
     return glue.load(task, task.splits[role], data_dir=data_dir)
+
+
+def _rows_of(task: Task, split: str, data_dir: Path | None) -> Rows:
+    return load_rows(replace(task, splits={"train": split}), "train", data_dir=data_dir)

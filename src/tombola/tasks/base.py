@@ -20,7 +20,7 @@ Answer = int | float | None
 
 # Which metrics there are, and for what kind of answer; `tombola.evaluate` computes them.
 CLASS_METRICS = ("accuracy", "f1", "matthews")
-REGRESSION_METRICS = ("pearson", "spearman")
+REGRESSION_METRICS = ("pearson", "spearman", "mean_pearson_spearman")
 TOKEN_METRICS = ("log_likelihood", "perplexity")
 
 
@@ -74,6 +74,30 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Folders:
+    """A data set that is read from a folder of data alone; the first of these names that is there."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of another task."""
+
+    task: str  # its name
+    share: float = 1.0  # of its rows, drawn
+    split: str | None = None  # None: as the role's split is called
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Rows of other tasks, under classes of their own."""
+
+    parts: Mapping[Role, tuple[Part, ...]]
+    merged: Mapping[str, str]  # class of a part → class
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """Rows that were read when the task was named: a user's files, or a Hub data set that tombola does not know.
 
@@ -95,13 +119,14 @@ class Task:
     labels: tuple[str, ...]
     metric: str  # both the reported one and the one that stops a search
     splits: Mapping[Role, str]  # role -> name of the split that plays it
-    source: Hub | Grammar | Loaded
+    source: Hub | Grammar | Loaded | Folders | Mixed
     extra_metrics: tuple[str, ...] = ()  # reported beside `metric`
     options: Mapping[str, int | float] = field(default_factory=dict)  # resolved; generated tasks only
     official: Mapping[str, int] = field(default_factory=dict)  # official splits with public labels -> their rows
     doubts: tuple[str, ...] = ()  # what every result on this task has to be read with
     label_column: str = "label"
     id_column: str | None = "idx"  # None: rows are named by their number
+    group_column: str | None = None  # the subgroup of each row
     prompt: Prompt | None = None  # with it a language model is asked for words, without it any model by a head
 
     @property

@@ -24,6 +24,7 @@ def good_rows(task: Task, split: str, numbered: Numbered, problems: Problems) ->
     ids: dict[object, None] = {}
     texts: list[tuple[str, ...]] = []
     labels: list[Answer] = []
+    groups: list[str] = []
     for number, row in numbered:
         faults = list(_faults(task, row))
         id = number if task.id_column is None else row.get(task.id_column)
@@ -34,6 +35,7 @@ def good_rows(task: Task, split: str, numbered: Numbered, problems: Problems) ->
         if not faults:
             label = row[task.label_column]
             ids[id] = None
+            groups.append(str(row[task.group_column]) if task.group_column else "")
             texts.append(tuple(str(row[column]) for column in task.text))
             labels.append(float(label) if task.regression else class_id(task, label))  # type: ignore[arg-type]
     if not labels and not problems:
@@ -41,12 +43,13 @@ def good_rows(task: Task, split: str, numbered: Numbered, problems: Problems) ->
     if len(set(labels)) == 1:
         same = f"has the same value, {labels[0]:g}" if task.regression else f"is of one class, {task.labels[int(labels[0] or 0)]}"
         problems[f"every good row {same}"] = []
-    return Rows(ids=tuple(f"{split}:{id}" for id in ids), texts=tuple(texts), labels=tuple(labels))
+    named = tuple(f"{split}:{id}" for id in ids)
+    return Rows(named, tuple(texts), tuple(labels), tuple(groups) if task.group_column else None)
 
 
 def _faults(task: Task, row: Mapping[str, object]) -> Iterator[str]:
     """What is wrong with one row by itself. "NA", "null" and "None" are texts like any other."""
-    needed = (*task.text, task.label_column, *(() if task.id_column is None else (task.id_column,)))
+    needed = (*task.text, task.label_column, *(one for one in (task.id_column, task.group_column) if one is not None))
     for column in needed:
         value = row.get(column)
         if column not in row:

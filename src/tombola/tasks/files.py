@@ -159,7 +159,7 @@ def _made(
     counts = Counter(str(row[label]) for _, row in train.rows if isinstance(row.get(label), str) and str(row[label]).strip())
     classes = (label,) if regression else tuple(names) if names is not None else tuple(sorted(counts, key=_by_number))
     metric = metric or ("pearson" if regression else "accuracy")
-    extra = tuple(other for other in REGRESSION_METRICS if other != metric) if regression else ()
+    extra = tuple(other for other in REGRESSION_METRICS[:2] if other != metric) if regression else ()
     task = Task(
         # a file without two classes is refused below; until then it must not look like a regression
         name=name, text=columns, labels=classes if regression else (*classes, *("\0", "\0\0")[: max(0, 2 - len(classes))]),

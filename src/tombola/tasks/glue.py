@@ -66,7 +66,7 @@ def load(task: Task, split: str, *, data_dir: Path | None) -> Rows:
         where, numbered = f"split {split!r} of {task.name} from the Hub", _from_hub(task, split)
     else:
         path = find_file(data_dir, task.name, split)
-        where, numbered = str(path), read_rows(path, (*task.text, "label", "idx"), problems)
+        where, numbered = str(path), read_rows(path, _columns(task), problems)
     rows = good_rows(task, split, numbered, problems)
     if problems:
         classes = "a number" if task.regression else ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
@@ -77,6 +77,10 @@ def load(task: Task, split: str, *, data_dir: Path | None) -> Rows:
             next="repair or replace the data; rows are never dropped silently",
         )
     return rows
+
+
+def _columns(task: Task) -> tuple[str, ...]:
+    return (*task.text, "label", "idx", *(() if task.group_column is None else (task.group_column,)))
 
 
 def find_file(data_dir: Path, task: str, split: str) -> Path:

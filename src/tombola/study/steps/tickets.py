@@ -11,18 +11,22 @@ from safetensors.torch import load_file, save_file
 
 from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
 from tombola.errors import TombolaError
+from tombola.evaluate import Score
 from tombola.gates import prove_acts
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.scores import Given as Wanted
 from tombola.scores import magnitude
 from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
+from tombola.search.floor import floor_score
+from tombola.search.magnitude import MTrial
+from tombola.search.structured import Trial
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import encoded_rows, layout_of, same_data
 from tombola.study.derived import RULES, Sources
 from tombola.study.kinds import CONTROL_KINDS
-from tombola.study.searches import METHODS, Asked, Outcome
+from tombola.study.searches import METHODS, Asked
 from tombola.study.steps.shared import from_ticket, lesion_seed, taken_ticket, ticket_of
 from tombola.ticket import Ticket, Weights, locate_weights, resolve_model
 
@@ -42,11 +46,15 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     labels = data.task.labels
     model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=0)
     model.to(dense.settings["machine"]["device"])
-    anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[object]()
+    anatomy, tried = read_anatomy(model, layout_of(dense.settings["model"])), list[Trial | MTrial]()
+    search, metric = cell.settings["search"], data.task.metric
 
-    def count(trial: object) -> None:
+    def count(trial: Trial | MTrial) -> None:
         tried.append(trial)
         progress(min(len(tried) / EXPECTED_TRIALS, 0.95))
+        if len(tried) == 1:  # said before the search falls through the floor, which may take hours
+            for doubt in _doubts_of_search(trial.score, floor_score(trial.score, search["floor"], search["floor_rule"])):
+                lab.reporter.say(doubt)
 
     base, seeds = dense.settings["model"], dense.settings["seeds"]
     found = METHODS[cell.settings["method"]](
@@ -54,8 +62,8 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
             model=model,
             anatomy=anatomy,
             selection=encoded_rows(lab, dense, "selection", data.selection),
-            metric=data.task.metric,
-            settings=cell.settings["search"],
+            metric=search.get("stsb_stop_metric", metric) if metric == "pearson" else metric,
+            settings=search,
             seed=seeds["mask"],
             trial=count,
         )
@@ -77,7 +85,7 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         task=dense.settings["data"]["task"],
         labels=labels,
         preset=cell.settings["preset"],
-        settings={"method": cell.settings["method"], "search": cell.settings["search"], "data": dense.settings["data"]}
+        settings={"method": cell.settings["method"], "search": search, "data": dense.settings["data"]}
         | {"train": dense.settings["train"], "machine": dense.settings["machine"]}
         | ({"objective": said} if (said := data.task.objective.describe()) else {})
         | ({"layout": base["layout"]} if "layout" in base else {}),
@@ -98,11 +106,11 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     ticket.save_pretrained(out / "ticket")
     if found.tensors:
         save_file(dict(found.tensors), out / "steps.safetensors")
-    write_json(out / "result.json", {"warnings": _doubts_of_search(found) + _empty_mask(found.mask)})
+    write_json(out / "result.json", {"warnings": _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask)})
 
 
-def _doubts_of_search(found: Outcome) -> list[str]:
-    full, floor, said = found.full, found.floor_score, []
+def _doubts_of_search(full: Score, floor: float | None) -> list[str]:
+    said = []
     if full.at_or_below_majority:
         said.append(
             f"the full model ({full.value:.3f}) is at or below the majority line ({full.majority:.3f}) on the selection rows"
