@@ -93,14 +93,14 @@ def report(
 def write_report(
     results: "Results", out: Path, tables: Path | None = None, figures: Path | None = None, extra: "Sequence[Section]" = ()
 ) -> Path:
-    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if they cannot be."""
+    """Where the page was written; tables and figures as files, where folders are given. Raises: TombolaError if that fails."""
     from tombola.report.build import build_page
 
     try:
         page = build_page(results, out, extra, tables, figures)
     except OSError as error:
-        where = error.filename or out
-        raise TombolaError(f"{where} cannot be written", got=error.strerror, next="name another place") from error
+        got = f"{error.strerror}: {error.filename}"
+        raise TombolaError(f"{out} or what goes with it cannot be written", got=got, next="name another place") from error
     for what, folder in (("tables", tables), ("figures", figures)):
         if folder is not None:
             say(f"The {what}: {folder.resolve()}")
