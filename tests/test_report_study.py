@@ -71,15 +71,32 @@ def spread(found: dict[int, float]) -> str:
 
 def test_every_experiment_has_its_part_and_no_two_share_a_name(read: Page) -> None:
     titles = (
-        "Good, random and bad tickets: s-prune", "Good, random and bad tickets: m-prune", "How far do bad tickets come?",
-        "Do bad tickets catch up with longer training?", "Do seeds agree on which parts to keep?", "Do tasks share their tickets? s-prune",
-        "Which parts survive for how many tasks?", "Does it matter which rows a mask is chosen on?", "What survives in every seed",
-        "What the search went by, step by step: s-prune", "How much can be removed?", "Do heads and MLPs depend on each other?",
-        "Single values removed, as much as whole parts", "What does the score owe to pre-training?", "Masks used and turned around",
-        "What do heads look at?", "Are the maps of survivors heterogeneous more often?", "Maps, as they look",
-        "Do good tickets lie in the dense model’s valley?", "Which seed decides the mask?", "Drawn again", "Set to zero",
-        "No residual around the MLP", "Put back to the pre-trained values", "Removed heads drawn again, not masked",
-    )  # fmt: skip
+        "Good, random and bad tickets: s-prune",
+        "Good, random and bad tickets: m-prune",
+        "How far do bad tickets come?",
+        "Do bad tickets catch up with longer training?",
+        "Do seeds agree on which parts to keep?",
+        "Do tasks share their tickets? s-prune",
+        "Which parts survive for how many tasks?",
+        "Does it matter which rows a mask is chosen on?",
+        "What survives in every seed",
+        "What the search went by, step by step: s-prune",
+        "How much can be removed?",
+        "Do heads and MLPs depend on each other?",
+        "Single values removed, as much as whole parts",
+        "What does the score owe to pre-training?",
+        "Masks used and turned around",
+        "What do heads look at?",
+        "Are the maps of survivors heterogeneous more often?",
+        "Maps, as they look",
+        "Do good tickets lie in the dense model’s valley?",
+        "Which seed decides the mask?",
+        "Drawn again",
+        "Set to zero",
+        "No residual around the MLP",
+        "Put back to the pre-trained values",
+        "Removed heads drawn again, not masked",
+    )
     missing = [title for title in titles if title not in read.text]
     assert missing == []
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
@@ -151,15 +168,22 @@ def test_overlap_of_tasks_counts_shared_parts_at_matched_seeds(study: Results, r
     }
     shared = {seed: float(len(kept["cola", seed] & kept["sst2", seed])) for seed in SEEDS}
     chance = fmean(len(kept["cola", seed]) * len(kept["sst2", seed]) / 12 for seed in SEEDS)
-    (row,) = [row for row in read.table("heads that two tasks share, s-prune")[1:]]
+    (row,) = read.table("heads that two tasks share, s-prune")[1:]
     assert row[:4] == ["cola", "sst2", f"{fmean(shared.values()):.1f} ± {stdev(shared.values()):.1f}", f"{chance:.1f}"]
 
 
 def test_histograms_hold_every_step_of_every_seed(study: Results, html: str) -> None:
     (data,) = re.findall(r'class="histogram" data-steps="([^"]*)"', html)[:1]
     seeds = dict(one.split(":", 1) for one in data.split("|"))
-    (ticket,) = [t for t in study.tickets if t.seed == 1 and t.steps and t.task.startswith("cola") and "selection_split=dev" in t.task
-                 and "procedure=joint" in t.task]  # fmt: skip
+    (ticket,) = [
+        t
+        for t in study.tickets
+        if t.seed == 1
+        and t.steps
+        and t.task.startswith("cola")
+        and "selection_split=dev" in t.task
+        and "procedure=joint" in t.task
+    ]
     told = [step.split("/") for step in seeds["1"].split(";")]
     assert len(told) == len(ticket.steps)
     for step, (counts, cut, _) in zip(ticket.steps, told, strict=True):
@@ -193,10 +217,24 @@ def test_a_conclusion_is_where_its_interval_lies() -> None:
 
 def rows(kind: str, stage: str, found: tuple[float, ...], **more: Any) -> list[ScoreRow]:
     return [
-        ScoreRow(cell=f"{kind}{stage}{seed}", model="m", task="rte", seed=seed, kind=kind, stage=stage, draw=0, split="validation",
-                 role="report", metric="accuracy", value=value, n=277, majority=0.5, **more)
+        ScoreRow(
+            cell=f"{kind}{stage}{seed}",
+            model="m",
+            task="rte",
+            seed=seed,
+            kind=kind,
+            stage=stage,
+            draw=0,
+            split="validation",
+            role="report",
+            metric="accuracy",
+            value=value,
+            n=277,
+            majority=0.5,
+            **more,
+        )
         for seed, value in enumerate(found)
-    ]  # fmt: skip
+    ]
 
 
 def small(good: float, random: float = 0.6) -> Results:
@@ -225,8 +263,18 @@ def test_findings_speak_for_found_tickets_only(study: Results) -> None:
     assert set(found["good > bad, retrained"]) == {
         (task, search) for task in ("cola", "sst2") for search in ("s-prune", "m-prune")
     }
-    kept = {kind: [t.body_share for t in study.tickets if t.kind == "good" and t.task.startswith("cola") and t.family == "as found"
-                   and t.search == kind and "split=dev" in t.task] for kind in ("s-prune", "m-prune")}  # fmt: skip
+    kept = {
+        kind: [
+            t.body_share
+            for t in study.tickets
+            if t.kind == "good"
+            and t.task.startswith("cola")
+            and t.family == "as found"
+            and t.search == kind
+            and "split=dev" in t.task
+        ]
+        for kind in ("s-prune", "m-prune")
+    }
     difference = fmean(kept["s-prune"]) - fmean(kept["m-prune"])
     assert found["m smaller than s"]["cola", "s-prune"].estimate.value == pytest.approx(difference)
 
@@ -308,7 +356,7 @@ def lab(colour: str, seen: tuple[tuple[float, ...], ...] | None) -> tuple[float,
 @pytest.mark.parametrize("sight", [None, *MACHADO])
 @pytest.mark.parametrize("block", [0, 1], ids=["light", "dark"])
 def test_kinds_can_be_told_apart_whatever_one_sees(block: int, sight: str | None) -> None:
-    """The hues follow Okabe and Ito (2008), darkened on light ground: no two of a figure closer than ΔE 12, to any of four eyes."""
+    """The hues of Okabe and Ito (2008), moved apart: no two of a figure closer than ΔE 12, to any of four kinds of eyes."""
     sheet = re.findall(r":root \{(.*?)\}", render(Results((), ())), flags=re.DOTALL)[block]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", sheet))
     for names in (("full", "good", "random", "bad"), ("more", "less"), ("good", "random", "strict-bad")):
@@ -370,8 +418,9 @@ def tables_of(browser: Any) -> dict[str, list[list[str]]]:
     """Caption → rows of every table, whatever is folded."""
     script = """
       return [...document.querySelectorAll("main table")].map((table) => [table.caption.textContent,
-        [...table.rows].filter((row) => !row.classList.contains("off")).map((row) => [...row.cells].map((cell) => cell.textContent))]);"""
-    return {caption: found for caption, found in reversed(browser.execute_script(script))}
+        [...table.rows].filter((row) => !row.classList.contains("off"))
+          .map((row) => [...row.cells].map((cell) => cell.textContent))]);"""
+    return dict(reversed(browser.execute_script(script)))
 
 
 @pytest.mark.browser
@@ -392,8 +441,14 @@ def test_browser_works_out_the_numbers_of_chosen_seeds_as_python_does(opened: An
     try:
         shown, wanted = tables_of(opened), Page(render(only(study, (0, 2)))).tables
         compared = 0
-        for caption in ("Good, random and bad tickets, s-prune", "Good, random and bad tickets, m-prune", "Scores by epochs",
-                        "Values removed in one step", "Set to zero: mean", "Bad tickets beside baselines"):  # fmt: skip
+        for caption in (
+            "Good, random and bad tickets, s-prune",
+            "Good, random and bad tickets, m-prune",
+            "Scores by epochs",
+            "Values removed in one step",
+            "Set to zero: mean",
+            "Bad tickets beside baselines",
+        ):
             (found,) = [table for name, table in shown.items() if caption in name][:1]
             (asked,) = [table for name, table in wanted.items() if caption in name][:1]
             assert [[cell.replace("\xa0", " ") for cell in row] for row in found] == asked, caption
@@ -450,7 +505,10 @@ def test_browser_keeps_the_chosen_tasks_in_the_address(opened: Any) -> None:
 def test_browser_obeys_the_keys(opened: Any) -> None:
     from selenium.webdriver import ActionChains, Keys
 
-    opened.execute_script("scrollTo(0, 0); document.activeElement.blur()")
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    opened.execute_script("scrollTo({top: 0, behavior: 'instant'}); document.activeElement.blur()")
 
     def press(key: str) -> None:
         ActionChains(opened).send_keys(key).perform()
@@ -475,10 +533,18 @@ def test_browser_obeys_the_keys(opened: Any) -> None:
 
 @pytest.mark.browser
 def test_browser_slides_histograms_through_the_steps_of_a_seed(opened: Any, study: Results) -> None:
-    (ticket,) = [t for t in study.tickets if t.seed == 2 and t.steps and t.task.startswith("cola") and "selection_split=dev" in t.task
-                 and "procedure=joint" in t.task]  # fmt: skip
+    (ticket,) = [
+        t
+        for t in study.tickets
+        if t.seed == 2
+        and t.steps
+        and t.task.startswith("cola")
+        and "selection_split=dev" in t.task
+        and "procedure=joint" in t.task
+    ]
     script = """
-      const article = document.querySelector("#search-1-1"), [slider, select] = [".steps input", ".steps select"].map((css) => article.querySelector(css));
+      const article = document.querySelector("#search-1-1");
+      const [slider, select] = [".steps input", ".steps select"].map((css) => article.querySelector(css));
       select.value = "2"; select.dispatchEvent(new Event("input"));
       slider.value = arguments[0]; slider.dispatchEvent(new Event("input"));
       const group = article.querySelector(".histogram"), [, per] = group.dataset.y.split(" ").map(Number);

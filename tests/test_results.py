@@ -377,3 +377,24 @@ def test_the_ladder_of_the_command_line_is_that_of_python(
     assert json.loads(said("--json")) == {"rungs": json.loads(json.dumps(climbed.rows))}
     table = said()
     assert "bernoulli" in table and "corrected" in table and "random, pruned" in " ".join(table.split())
+
+
+# --------------------------------------------------------------------------------------------------------------- compare
+
+
+def test_two_presets_or_stores_are_compared_on_the_command_line(both: tuple[Path, Results], run: Any, tmp_path: Path) -> None:
+    store, _ = both
+    code, out, _ = run("study", "compare", store, store)
+    assert code == 0 and "0 of" in out and "differ between" in out
+    code, out, _ = run("study", "compare", "corrected", store, "--store", store, "--json", "--out", tmp_path / "page.html")
+    said = json.loads(out)
+    assert (
+        code == 0
+        and said["changed"] == 0
+        and {"conclusion", "task", "search", "a", "b", "difference"} <= said["conclusions"][0].keys()
+    )
+    assert 'id="compare"' in (tmp_path / "page.html").read_text()
+    code, _, err = run("study", "compare", "released", store, "--store", store)
+    assert code == 2 and "no run of" in err and "corrected" in err
+    code, _, err = run("study", "compare", "method=s-prune", "method=m-prune", "--store", store)
+    assert code == 2 and "nothing to compare" in err

@@ -102,8 +102,8 @@ def write_report(
     try:
         page = build_page(results, out, extra, tables, figures)
     except OSError as error:
-        where = error.filename or out
-        raise TombolaError(f"{where} cannot be written", got=error.strerror, next="name another place") from error
+        got = f"{error.strerror}: {error.filename}"
+        raise TombolaError(f"{out} or what goes with it cannot be written", got=got, next="name another place") from error
     for what, folder in (("tables", tables), ("figures", figures)):
         if folder is not None:
             say(f"The {what}: {folder.resolve()}")

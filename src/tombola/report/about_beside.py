@@ -17,6 +17,7 @@ from tombola.study.beside_rows import LandscapeRow, MapSample, SubgroupRow
 from tombola.study.heads import ALL, PatternRow, pattern_rows, survivor_rows
 from tombola.study.reference import ReferenceRow, compare_with_reference
 from tombola.study.results import STAGES
+from tombola.study.survival import Case as SurvivalCase
 from tombola.study.survival import bare, crossed_rows
 
 MAPS = {"raw": "raw", "weighted": "norm-weighted"}
@@ -46,7 +47,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Fig. 4 and App. F: share of each pattern among the maps of all heads and of super-survivors; what else is said of heads."""
     if not study.results.attention:
         return ()
-    rows = pattern_rows(study.results)
+    rows = [row for row in pattern_rows(study.results) if _usual(study, row.case)]
     figures = []
     by_task: dict[tuple[str, str], list[PatternRow]] = {}
     for row in rows:
@@ -69,7 +70,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             row.maps.task,
             WEIGHTS.get(row.maps.weights, row.maps.weights),
             MAPS.get(row.maps.kind, row.maps.kind),
-            f"{row.which} {row.case.variant}".strip() if row.case else row.which,
+            row.which,
             *(spread(share) for share in row.shares.values()),
             *(spread(row.means[name], 2) if name in row.means else NONE for name in names),
             str(row.n_heads),
@@ -116,7 +117,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             all_seeds=True,
         )
     ]
-    if correlated := survivor_rows(study.results):
+    if correlated := [row for row in survivor_rows(study.results) if _usual(study, row.case)]:
         found.append(
             Part(
                 f"{anchor}-survivors",
@@ -174,6 +175,12 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             )
         )
     return tuple(found)
+
+
+def _usual(study: Study, case: SurvivalCase | None) -> bool:
+    """Whether the tickets that survivors are of were found as most of the study's were."""
+    found = study.case_of(case.task, case.variant) if case else None
+    return found is None or not found.unusual
 
 
 def _stack(row: PatternRow) -> Stack:
@@ -333,7 +340,7 @@ def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         ("Task", "Split", "Ticket", "Stage", *names, "Rows of each"),
         tuple(
             (
-                task,
+                study.title_of(task),
                 split,
                 kind,
                 stage,
@@ -364,7 +371,7 @@ def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         ]
         if bars and len(bars) <= 40:
             svg = charts.row_chart(bars, [], label=f"Scores by group, {task}; the table has the numbers")
-            drawn.append(Figure(bare(task), svg, "", natural=True, task=_task(study, task)))
+            drawn.append(Figure(study.title_of(task), svg, "", natural=True, task=_task(study, task)))
     return (
         Part(
             anchor,
@@ -454,7 +461,7 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                     Table(
                         title,
                         ("Task", "What", "Obtained", "95 %", "n", "Published", "Difference", "Notes"),
-                        tuple(_reference_cells(row, numbered) for row in mine),
+                        tuple(_reference_cells(row, numbered, study) for row in mine),
                         f"Notes: {listed}." if listed else "",
                         stubs=2,
                         tasks=tuple(_task(study, row.task) or "*" for row in mine),
@@ -467,10 +474,10 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _reference_cells(row: ReferenceRow, numbered: Mapping[str, int]) -> tuple[str, ...]:
+def _reference_cells(row: ReferenceRow, numbered: Mapping[str, int], study: Study) -> tuple[str, ...]:
     published = number(row.reference) + (f" ± {number(row.reference_std)}" if row.reference_std is not None else "")
     return (
-        row.task,
+        study.title_of(row.task),
         f"{row.what}{f', {row.metric}' if row.table == 'sizes' else ''}",
         spread(row.obtained) if row.obtained else NONE,
         interval(row.obtained) if row.obtained else NONE,

@@ -150,6 +150,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     differing: Mapping[str, str] = field(default_factory=dict)  # from other runs of the task
     unusual: Mapping[str, str] = field(default_factory=dict)  # those that most runs of the task have otherwise
+    name: str = ""  # as its rows have it as `task`
 
     @property
     def search(self) -> str:
@@ -250,6 +251,7 @@ def cases_of(results: Results) -> tuple[Case, ...]:
             known[task].task,
             known[task].settings,
             known[task].differing,
+            name=task,
         )
         for model, task in names
     ]
@@ -358,6 +360,14 @@ class Study:
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(case.task for case in self.cases))
+
+    def title_of(self, task: str) -> str:
+        """What the page calls the runs whose rows have this `task`."""
+        return next((case.title for case in self.cases if case.name == task), task)
+
+    def case_of(self, task: str, variant: str) -> Case | None:
+        """The case of a task's name and the rest of it, as `tombola.study.survival` tells them apart."""
+        return next((case for case in self.cases if case.name == f"{task} {variant}".strip()), None)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -285,7 +285,7 @@ const go = async (anchor, focus = false) => {
   const target = byId(anchor);
   if (!target) return;
   open(target);
-  target.scrollIntoView();
+  target.scrollIntoView({ behavior: focus ? "instant" : "auto" });
   const heading = target.querySelector("h1, h2, h3");
   if (focus && heading) {
     heading.tabIndex = -1;
@@ -417,9 +417,11 @@ const offerFigures = (root) => {
 const help = byId("help");
 const stops = () => all("header[id], section[id], article[id]").filter((one) => one.offsetParent !== null || one.getClientRects().length);
 const step = (by) => {
-  const every = stops(), line = 140;
+  const every = stops(), line = 140, focused = document.activeElement.closest("header[id], section[id], article[id]");
   let at = -1;
   every.forEach((one, i) => { if (one.getBoundingClientRect().top <= line) at = i; });
+  // Where the page ends a heading cannot come to the top: the one that was stepped to last counts while it is in sight.
+  if (every.includes(focused) && Math.abs(focused.getBoundingClientRect().top) < innerHeight) at = every.indexOf(focused);
   const next = every[Math.max(0, Math.min(every.length - 1, at + by))];
   if (!next) return;
   remember(next.id);
