@@ -47,10 +47,10 @@ def ship(setup: Setup, _: str) -> list[Figure]:
         )
     seconds = []
     for _round in range(max(5, setup.rounds)):
-        start = time.perf_counter()
+        start = time.process_time()  # of the processor: company on the machine is no work of ours
         shrink(model, mask, anatomy, share=True)
-        seconds.append(1e3 * (time.perf_counter() - start))
-    figures.append(Figure("ship", "", "apply, ms", [median(seconds)], "milliseconds to shrink the loaded model in memory"))
+        seconds.append(1e3 * (time.process_time() - start))
+    figures.append(Figure("ship", "", "apply, ms", [median(seconds)], "milliseconds of the processor to shrink the loaded model in memory"))
     figures.append(Figure("ship", "", "find to save, s", [find_to_save(setup)], f"seconds, {SELECTION_ROWS} selection rows"))
     return figures
 

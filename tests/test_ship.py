@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,16 @@ def test_damaged_adapters_and_other_bases_are_refused(found: Ticket, tiny_folder
     (tmp_path / "out" / "adapter.json").write_text(json.dumps(said | {"up_to": {"classifier.weight": 3}}))
     with pytest.raises(TicketError, match="does not follow the format"):
         Adapter.from_pretrained(tmp_path / "out")
+    ship(found, tmp_path / "other", "peft")
+    adapter = Adapter.from_pretrained(tmp_path / "other")
+    for changed in (
+        replace(adapter, whole={**adapter.whole, "nothing.weight": torch.zeros(2)}),
+        replace(adapter, whole={**adapter.whole, "classifier.weight": torch.zeros(2, 3)}),
+        replace(adapter, some={**adapter.some, "classifier.bias": (torch.tensor([7]), torch.ones(1))}),
+    ):
+        changed.save_pretrained(tmp_path / "other")
+        with pytest.raises(TicketError, match="no place for"):
+            Adapters.from_pretrained({"a": tmp_path / "other"})
     with pytest.raises(TicketError, match="not an adapter"):
         Adapter.from_pretrained(tiny_folder)
     with pytest.raises(TombolaError, match="no adapter to load"):

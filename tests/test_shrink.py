@@ -213,6 +213,15 @@ def test_dead_parts_of_gated_and_fused_families_are_those_that_were_emptied(kind
     assert furthest(logits(shrink(model, as_values, anatomy, groups="fill")), expected) < 1e-7 * float(expected.abs().max())
 
 
+def test_dead_heads_that_leave_groups_uneven_refuse_nothing() -> None:
+    model, anatomy = tiny_family("llama").double(), known("llama")[1]
+    values = Mask(values=anatomy.as_values(mask_without(anatomy, [(0, 1), (1, 2), (1, 3)])))
+    small: Any = shrink(model, values, anatomy)
+    with masked(model, anatomy, values):
+        assert furthest(logits(small), logits(model)) < 1e-7
+    assert small.model.layers[0].self_attn.q_proj.out_features == 24 and small.model.layers[1].self_attn.q_proj.out_features == 12
+
+
 def test_a_held_model_is_shrunk_by_what_it_holds() -> None:
     model, anatomy = tiny_family("bert").double(), known("bert")[1]
     mask = some_masks(anatomy)["some of all"]

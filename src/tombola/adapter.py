@@ -99,7 +99,10 @@ class Adapter:
             some = {}
             for name, n in said["up_to"].items():
                 flags = np.unpackbits(tensors[f"bits/{name}"].numpy(), count=n, bitorder="little").view(bool)
-                some[name] = (torch.from_numpy(np.flatnonzero(flags)), tensors[f"values/{name}"])
+                places, values = torch.from_numpy(np.flatnonzero(flags)), tensors[f"values/{name}"]
+                if len(places) == 0 or places.shape != values.shape:
+                    raise ValueError(f"{len(places)} places for {len(values)} values of {name}")
+                some[name] = (places, values)
         except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             got = f"{type(error).__name__}: {error}"
             raise TicketError(
@@ -158,8 +161,13 @@ class Adapters:
             raise TicketError(f"adapter {adapter_name} asks in words and others by a head, or the other way round")
         names = dict(self.model.named_parameters())
         unknown = [name for name in (*adapter.some, *adapter.whole) if name not in names]
+        unknown += [
+            name for name, (places, _) in adapter.some.items() if name in names and int(places[-1]) >= names[name].numel()
+        ]
+        # a head may be of another number of classes, and of nothing else
+        unknown += [name for name, value in adapter.whole.items() if name in names and value.shape[1:] != names[name].shape[1:]]
         if unknown:
-            raise TicketError(f"adapter {adapter_name} has parameters that its base does not have", got=unknown[:6])
+            raise TicketError(f"adapter {adapter_name} has values that its base has no place for", got=unknown[:6])
         self._kept[adapter_name] = _kept(self._anatomy, adapter.ticket.mask)
         for name in (*adapter.some, *adapter.whole, *self._kept[adapter_name]):
             if name not in self._dense:

@@ -67,6 +67,7 @@ def shrink(
     units = mask.structured()
     if mask.values and dead:
         units &= dead_parts(model, anatomy, mask)
+        groups = "fill" if mask.heads is None else groups  # what is dead goes where it can; nobody asked for it
     kept = anatomy.full_mask() & units
     cut = cut_of(model, anatomy, kept, _filled(anatomy, kept, groups))
     _refuse_shared(model, cut)
@@ -91,7 +92,7 @@ class Cut:
 def cut_of(model: nn.Module, anatomy: Anatomy, mask: Mask, stays: Mask) -> Cut:
     """What goes where `stays` stays, which is what `mask` keeps and perhaps more; both have heads and MLPs, and may have neurons.
 
-    Of heads and neurons that stay and are not kept, the columns of o or `out` become zero; an MLP that stays is kept.
+    Of heads that stay and are not kept the columns of o become zero; neurons and MLPs that stay are kept.
     """
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
@@ -385,7 +386,7 @@ def check_rows(model: nn.Module, rows: int = 4, length: int = 12) -> dict[str, T
     pad = getattr(text, "pad_token_id", None)
     if not isinstance(pad, int) or pad < 0:
         return probe
-    ids = probe["input_ids"][0]
+    device, ids = probe["input_ids"].device, probe["input_ids"][0].cpu()
     turned = torch.stack([ids.roll(i) for i in range(rows)])
     real = (torch.arange(length) < torch.tensor([length - (i * (length - 2)) // rows for i in range(rows)])[:, None]).long()
     if getattr(config, "is_encoder_decoder", False) and isinstance(text.eos_token_id, int):
@@ -396,7 +397,7 @@ def check_rows(model: nn.Module, rows: int = 4, length: int = 12) -> dict[str, T
     inputs = {"input_ids": torch.where(real == 1, turned, pad), "attention_mask": real}
     if "decoder_input_ids" in probe:
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    return {name: value.to(ids.device) for name, value in inputs.items()}
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def outputs_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

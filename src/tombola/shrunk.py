@@ -106,13 +106,13 @@ class _OwnHeads:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        own = {name: self._own(value) if name in _PER_HEAD else value for name, value in given.items()}
+        own = {name: self._own(name, value) if name in _PER_HEAD else value for name, value in given.items()}
         return super().forward(**own)  # type: ignore[misc]
 
-    def _own(self, value: Any) -> Any:
+    def _own(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if value.ndim == 3 and len(value) % self._of == 0:  # [batch · head, 1, key], as ALiBi has it
+        if name == "alibi" and value.ndim == 3:  # [batch · head, 1, key]
             return value.reshape(-1, self._of, *value.shape[1:])[:, self._heads].flatten(0, 1)
         return value[:, self._heads] if value.ndim == 4 and value.shape[1] == self._of else value
 
