@@ -125,6 +125,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
     cells = {entry.key: cell_of(entry) for entry in entries}
     variants = _variants(cells)
+    again = (cell for cell in cells.values() if cell.step == "retrain")
+    trained_again = {cell.inputs["ticket"].key for cell in again} & {_trained(c).key for c in cells.values() if c.step == "round"}
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
@@ -132,6 +134,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
             if (folder / name).is_file():
                 rows = [_score_row(entry.key, row) for row in read_rows(folder / name)]
                 of = variants.get(_trained(cell).key, variants[entry.key])
+                if _trained(cell).key in trained_again:  # two runs of one seed are not to be averaged as one
+                    of = tuple(f"{variant[:-1] or ' ('}{', ' * bool(variant)}in its chain)" for variant in of)
                 found += [replace(row, task=short[row.task] + variant) for variant in of for row in rows]
         if (folder / "ticket").is_dir():
             ticket = _ticket_row(entry.key, folder)
@@ -213,6 +217,12 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
         if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
             flat["mask"] = "as found"
+        if one.step in (
+            "search",
+            "round",
+            "base_mask",
+        ):  # of which task, so that a transferred one is not taken for the target's own
+            flat["mask_of"] = bare_name(str(flat["task"]))
         if one.step == "base_mask":
             flat["mask"] = "of the base"
         if one.step == "derive":
