@@ -215,6 +215,12 @@ def test_transfer_gives_both_verdicts(lab: Lab, tiny_folder: Path) -> None:
         assert cell.vs_same_task is not None and cell.vs_same_task.difference is not None
         by_hand[cell.source] += cell.source != cell.target and cell.vs_same_task.difference >= -1e-12
     assert matrix.dark == by_hand
+    results = collect(lab.store, {one.key for run in runs for one in run.cell.needed()})
+    per_variant: dict[tuple[str, str, str], set[str]] = {}
+    for row in results.scores:
+        if row.role == "report" and row.stage == "retrained":
+            per_variant.setdefault((row.task, row.kind, row.stage), set()).add(row.cell)
+    assert {len(cells) for cells in per_variant.values()} == {1}, "masks of different sources are never averaged"
     tickets = {r.source: r.cell.inputs["ticket"] for r in runs if r.source in TASKS and r.source == r.target}
     ((pair, shared),) = overlaps(lab, tickets).items()  # type: ignore[arg-type]
     a, b = (ticket_of(lab, tickets[name]).mask for name in pair)

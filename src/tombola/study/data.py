@@ -110,7 +110,8 @@ def task_of(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> Task:
         task: Task = lab.cache["task", spec]
         return task
     others = [known[1] for known in lab.cache if known[0] == "task"]
-    columns = "" if source is None else f" --text {','.join(source['text'])} --label {source['label']}"
+    columns = "" if source is None else f" --text {','.join(source['text'])}"
+    columns += "" if source is None or source["label"] is None else f" --label {source['label']}"
     raise DataError(
         f"the rows of {spec} are not here",
         got=f"rows that are others: {', '.join(others)}" if others else "no files",

@@ -171,6 +171,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
     variants = _variants(cells)
     stands_for: dict[str, Variant] = {}
+    again = (cell for cell in cells.values() if cell.step == "retrain")
+    trained_again = {cell.inputs["ticket"].key for cell in again} & {_trained(c).key for c in cells.values() if c.step == "round"}
     short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
     crossed = _crossed(cells)
     for entry in entries:
@@ -186,7 +188,10 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         stands_for |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
-                how, of = _how_found(cell), variants.get(_trained(cell).key, variants[entry.key])
+                how, of = _how_found(cell), dict(variants.get(_trained(cell).key, variants[entry.key]))
+                if _trained(cell).key in trained_again:  # two runs of one seed are not to be averaged as one
+                    of = {f"{text[:-1] or ' ('}{', ' * bool(text)}in its chain)": one for text, one in of.items()}
+                    stands_for |= {(one := replace(v, task=short[v.task])).task + text: one for text, v in of.items()}
                 rows = [replace(_score_row(entry.key, row), **how, epochs=_epochs(cell)) for row in read_rows(folder / name)]
                 found += [replace(row, task=short[row.task] + variant) for variant in of for row in rows]
         if (folder / "ticket").is_dir():
@@ -300,6 +305,12 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
         if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
             flat["mask"] = "as found"
+        if one.step in (
+            "search",
+            "round",
+            "base_mask",
+        ):  # of which task, so that a transferred one is not taken for the target's own
+            flat["mask_of"] = bare_name(str(flat["task"]))
         if one.step == "base_mask":
             flat["mask"] = "of the base"
         if one.step == "derive":

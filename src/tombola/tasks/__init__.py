@@ -90,7 +90,7 @@ def get_task(spec: str) -> Task:
             next="in Python: tombola.tasks.files_task(train=…, validation=…, text=…, label=…)",
         )
     if name not in TASKS:
-        known = [*TASKS, "files", "hub:<name>[:config]"]
+        known = [*TASKS, "mlm", "files", "hub:<name>[:config]"]
         raise DataError(f"there is no task {name!r}", got=repr(spec), expected=", ".join(known), next=_nearest(name, TASKS))
     task = TASKS[name]
     written = isinstance(task.source, Grammar)
