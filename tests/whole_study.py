@@ -1,4 +1,4 @@
-"""Made-up results of a whole study, as `collect` hands them on: the experiments of Prasanna et al. 2020 on any tasks and seeds."""
+"""Made-up results of a whole study, as `collect` hands them on: what Prasanna et al. 2020 ask, on any tasks and seeds."""
 
 import random
 from collections.abc import Iterator, Sequence
