@@ -304,7 +304,7 @@ def find(
     task       a name ("sst2", "qnli:train=train_from_dev", "hub:imdb"), or what `files_task` or `hub_task` made
     data       a folder in the layout of `--data`; None reads the Hub (generated tasks need neither)
     method     "s-prune" (whole parts to a floor), "m-prune" (single values to a floor), "one-shot" (to a sparsity), "imp" (train,
-               prune, rewind, in rounds; the ticket carries all levels), "learned" (scores trained by gradient descent)
+               prune, rewind, in rounds; the ticket has all levels), "learned" (scores, by gradient descent)
     preset     "paper", "released" or "corrected": what every setting is that is not given
     settings   any field of the settings' classes by its name, e.g. floor=0.9, train_rows=4000, scope="body"
     own_seeds  head, data, dropout or mask, to set one of the four alone
