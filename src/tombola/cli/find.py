@@ -94,7 +94,9 @@ def find(
         ),
     ],
     *,
-    method: Annotated[str, typer.Option(help="s-prune (whole parts), m-prune (values), one-shot, imp (rounds), learned (scores).")] = "s-prune",
+    method: Annotated[
+        str, typer.Option(help="s-prune (whole parts), m-prune (values), one-shot, imp (rounds), learned (scores).")
+    ] = "s-prune",
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
