@@ -127,10 +127,12 @@ class _OwnBias(_OwnHeads):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        attended, _, *rest = super().forward(**given)
-        whole = given.get("position_bias")
-        # Without either the layer has no bias, and the next makes its own zeros.
-        return (attended, self.__dict__.pop("_whole", None) if whole is None else whole, *rest)
+        attended, own, *rest = super().forward(**given)
+        whole, made = given.get("position_bias"), self.__dict__.pop("_whole", None)
+        if made is not None:
+            # The first releases of transformers 5 have added the mask of padding by now, the same for all heads.
+            whole = made + (own[:, :1] - made[:, self._heads[:1]])
+        return (attended, whole, *rest)  # without a bias the next layer makes its own zeros
 
 
 class _OwnConfig:
