@@ -168,7 +168,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                 f"{anchor}-samples",
                 "Sample maps",
                 "Maps, as they look",
-                "Rows: the token that attends; columns: the token it attends to; the darker the more. Drawn by chance "
+                "Rows: the token that attends; columns: the token it attends to; the stronger the more. Drawn by chance "
                 "of each class.",
                 figures=samples,
                 experiment="attention",
