@@ -13,7 +13,7 @@ from tombola.attention.known import CLASSES
 from tombola.attention.patterns import shipped
 from tombola.errors import DataError, SettingsError
 from tombola.evaluate import score
-from tombola.study.cells import Cell, Lab, read_rows
+from tombola.study.cells import Cell, Lab, read_json, read_rows
 from tombola.study.data import TaskData
 from tombola.study.jobs import open_lab
 from tombola.study.results import collect
@@ -140,6 +140,31 @@ def test_a_classifier_is_worth_what_its_split_says(split: str) -> None:
     assert not set(seen) & set(unseen) and sorted(seen + unseen) == list(range(50))
     assert sorted(labels[i] for i in unseen) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert math.isfinite(worth.weighted_f1)
+
+
+def test_a_trained_classifier_is_used_and_its_worth_is_said(lab: Lab, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell of a classifier, made small: 40 generated maps for labelled ones, two steps of training."""
+    from tombola.attention.known import known_maps
+    from tombola.attention.labelled import Labelled
+    from tombola.study.steps import attention
+
+    maps, labels = known_maps(40, seed=1, size=12)
+    labelled = Labelled(tuple(map(str, range(40))), tuple(maps), tuple(labels))
+    monkeypatch.setattr(attention, "labelled_maps", lambda kind: labelled)
+    options = {"pattern_split": "holdout", "map_preprocess": "train_padded_predict_unpadded"}
+    cells = cells_of(lab, tiny_folder, "attention", seeds=(0,), weights=["pretrained"], **options, **SHORT)
+    (one,) = by_step(cells, "attention")
+    asked = one.inputs["patterns"]
+    assert isinstance(asked, Cell) and options.items() <= asked.settings["patterns"].items()
+    fewer = {"generated_steps": 2, "real_epochs": 1, "generated_largest": 16}
+    small = Cell("patterns", asked.version, {**asked.settings, "patterns": {**asked.settings["patterns"], **fewer}})
+    cell = Cell(one.step, one.version, one.settings, {"patterns": small})
+    lab.run([cell])
+    said = read_json(lab.folder(small) / "patterns.json")
+    for row in read_rows(lab.folder(cell) / "attention.jsonl"):
+        assert row["f1"] == said[row["kind"]]["weighted_f1"] and row["pattern_split"] == "holdout" and row["n"] == 12
+    assert (said["raw"]["maps"], said["raw"]["trained_padded_to"], said["raw"]["pad_to"]) == (10, 16, None)
+    collect(lab.store)  # a cell of no task has no place in it, and is no obstacle
 
 
 def test_a_map_option_that_is_none_is_refused(lab: Lab, tiny_folder: Path) -> None:

@@ -5,7 +5,7 @@ the majority line of that split. `collect` reads them from a store.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,6 +284,7 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
     """Every setting of a cell and of those it stands on, but seeds, draws and kinds: what two runs must share to be averaged."""
     flat: dict[str, Any] = {}
     for one in cell.needed():
+        flat |= _unsaid(one)
         for name in ("data", "train", "search", "retrain", "machine"):
             flat |= one.settings.get(name, {})
         if "control" in one.settings:  # what a kind of control sets itself is no variant of it
@@ -300,6 +301,17 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
     if elsewhere := _found_elsewhere(cell):
         flat["mask"] = elsewhere
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
+
+
+def _unsaid(cell: "Cell") -> dict[str, Any]:
+    """Settings that came later, and that a cell which has their default does not say: a run with another value is a variant."""
+    from tombola.search import SEARCHES
+
+    said: dict[str, Any] = {"report_rows": None} if "data" in cell.settings else {}
+    if cell.step == "search":
+        later = (one for one in fields(SEARCHES[cell.settings["method"]][1]) if one.metadata.get("unsaid"))
+        said |= {one.name: one.default for one in later}
+    return said
 
 
 def _found_elsewhere(cell: "Cell") -> str:

@@ -100,9 +100,9 @@ def _scored(
 ) -> Iterator[ReferenceRow]:
     """The rows of one published score: one for each variant that has it, one without a number where none has."""
     here = [row for row in results.scores if (row.model, _glue(row.task), row.role) == (model, task, "report")]
+    here = [row for row in here if row.metric == metric_of(row.task)]
     if not here:
         return
-    here = [row for row in here if row.metric == metric_of(row.task)]
     trained = {row.epochs for row in here if row.kind == "full"}
     kind, stage, search = entry["kind"], entry["stage"], entry["search"]
     wanted = "full" if kind == "majority" else kind
