@@ -168,7 +168,7 @@ def attention_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                 f"{anchor}-samples",
                 "Sample maps",
                 "Maps, as they look",
-                "Rows: the token that attends; columns: the token it attends to; the darker the more. Drawn by chance "
+                "Rows: the token that attends; columns: the token it attends to; the stronger the more. Drawn by chance "
                 "of each class.",
                 figures=samples,
                 experiment="attention",
@@ -445,12 +445,15 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         return ()
     parts = []
     for table, title in REFERENCE_TABLES.items():
-        mine = [row for row in rows if row.table == table]
-        if not any(row.obtained is not None for row in mine):
+        every = [row for row in rows if row.table == table]
+        mine = [row for row in every if row.obtained is not None]
+        if not mine:
             continue
+        absent = len(every) - len(mine)
         notes = dict.fromkeys(note for row in mine for note in row.notes)
         numbered = {note: i for i, note in enumerate(notes, start=1)}
         listed = "; ".join(f"({i}) {note}" for note, i in numbered.items())
+        lacking = f" {count(absent, 'published number')} of these tasks have nothing to be held against here." if absent else ""
         parts.append(
             Part(
                 f"{anchor}-{table}",
@@ -462,7 +465,7 @@ def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                         title,
                         ("Task", "What", "Obtained", "95 %", "n", "Published", "Difference", "Notes"),
                         tuple(_reference_cells(row, numbered, study) for row in mine),
-                        f"Notes: {listed}." if listed else "",
+                        (f"Notes: {listed}." if listed else "") + lacking,
                         stubs=2,
                         tasks=tuple(_task(study, row.task) or "*" for row in mine),
                     ),
@@ -484,5 +487,5 @@ def _reference_cells(row: ReferenceRow, numbered: Mapping[str, int], study: Stud
         str(row.obtained.n_seeds) if row.obtained else NONE,
         published,
         number(row.difference, sign=True),
-        " ".join(f"({numbered[note]})" for note in row.notes) or NONE,
+        " ".join(f"({i})" for i in sorted(numbered[note] for note in row.notes)) or NONE,
     )

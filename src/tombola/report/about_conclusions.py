@@ -67,7 +67,7 @@ def claims_table(study: Study) -> Table | None:
         ("Claim", "Search", "Holds", "Fails", "Undecided"),
         tuple(rows),
         "Holds: the whole 95 % interval over seeds lies on the claim’s side; fails: on the other; undecided: neither, "
-        "or too few seeds. "
+        "or too few seeds. What so few rows can show is another question: “Good or random?” asks it. "
         "Of seeds that agree: p of the agreement, given sizes.",
         stubs=2,
     )

@@ -176,7 +176,7 @@ def lesion_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                 ACT_WORDS[act],
                 ACT_WORDS[act],
                 "Nothing is trained after it. Solid line: the dense model; dashed: the majority line."
-                + (" Maps: loss of score when one layer alone is hit, the darker the more." if deep else ""),
+                + (" Maps: loss of score when one layer alone is hit, the stronger the more." if deep else ""),
                 figures=tuple(row for row in (tuple(figures), tuple(deep)) if row),
                 fold="The numbers",
                 folded=(table,),

@@ -1,8 +1,11 @@
 """Results → one page, and its score table in Markdown and LaTeX: the public face of the room.
 
-Which file does what: `cases` groups rows and has all numbers, `words` makes sentences and writes numbers, `about_scores` and
-`about_tickets` make tables and captions, `figures` draws, `layout` is what the template `page.html.j2` lays out. They import
-one way only: build → about_scores, about_tickets → words → cases; `figures` and `layout` import none of them.
+Which file does what: `cases` groups rows and has all numbers of scores and masks, `conclusions` what is concluded of them,
+`words` makes sentences and writes numbers. The `about_*` make parts of tables and figures: `about_scores` and
+`about_tickets` of one case, the others over all tasks of a study; `bars` is what several of those share. `figures` and
+`charts` draw; `layout` is what the template `page.html.j2` lays out, with `page.css` and `page.js`; `live` says what that
+script can work out again; `export` writes files. They import one way only: build → about_* → bars, conclusions → words →
+cases; `figures`, `charts`, `layout`, `live` and `export` import none of these.
 """
 
 from base64 import b64encode

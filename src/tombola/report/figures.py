@@ -150,7 +150,7 @@ def path_chart(dots: Sequence[PathDot], floor: float | None, *, label: str) -> s
     top, bottom, left, right = 30, 180, 42, 296
     ticks = ticks_of(min(values), max(values))
     y = scale(min(ticks[0], *values), max(ticks[-1], *values), bottom - 6, top + 6)
-    x = scale(0.0, max(1.0, len(dots) - 1.0), left + 12, right - 10)
+    x = scale(0.0, max(1.0, len(dots) - 1.0), left + 24, right - 14)
     marks = []
     for tick in ticks:
         marks.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, stdev
 
 from tombola.errors import DataError
@@ -72,6 +73,7 @@ def undefined(why: str, n: int) -> Estimate:
     return Estimate(None, None, None, None, n, why)
 
 
+@lru_cache(maxsize=1024)
 def t_quantile(df: float) -> float:
     """How many standard errors a two-sided 95 % interval reaches to each side."""
     from scipy.stats import t
