@@ -42,12 +42,11 @@ def memory(name):
 
 torch.manual_seed(0)
 model = load_weights(resolve_model("demo").folder, ("0", "1"), head_seed=0)
-optimizer, values = adamw(model), {}
-if sys.argv[1] == "held":
-    drawn = random_values(read_anatomy(model), seed=0)
-    values, drawn = {name: part.clone() for name, part in drawn.items()}, None
-holding = HeldValues(model, values, copy=False)
+optimizer, values = adamw(model), random_values(read_anatomy(model), seed=0)
 n = sum(part.numel() for part in values.values())
+if sys.argv[1] == "dense":
+    values = {}
+holding = HeldValues(model, values, copy=False)
 batch = {"input_ids": torch.randint(5, 999, (4, 16)), "labels": torch.zeros(4, dtype=torch.int64)}
 batch["attention_mask"] = torch.ones_like(batch["input_ids"])
 gc.collect()

@@ -700,7 +700,9 @@ def test_find_by_imp_on_the_command_line(run: Run, tiny_folder: Path, data_folde
     assert said["folder"] == str(tmp_path / "t")
     ticket = Ticket.from_pretrained(tmp_path / "t")
     assert ticket.levels is not None and ticket.levels.sparsities == pytest.approx((0.1, 0.2), abs=1e-4)
-    code, _, err = run(*arguments, "--set", "rewind=step_500")
+    code, _, err = run(*arguments)
+    assert code == 0 and "level by level on the report rows: dense" in err and "1 × 2" not in err
+    code, _, err = run(*arguments, "--rewind", "step_500")
     assert code == 2 and "past the end of a round" in err
     assert math.isclose(ticket.sparsity, 0.2, abs_tol=1e-4)
 

@@ -199,3 +199,17 @@ def test_a_chain_of_tickets_each_within_the_one_before(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(TicketError, match="written within another that is not here"):
         Ticket.from_pretrained(tmp_path / "1" / "ticket")
+
+
+def test_tickets_of_other_scopes_are_not_joined() -> None:
+    from tombola.study.derived import RULES, Sources
+
+    masks = chain(6, 2)
+    one, other = ticket(masks[0], scope="chen2020"), ticket(masks[1], scope="body")
+    for rule in ("union", "intersection"):
+        with pytest.raises(TicketError, match="different scopes"):
+            RULES[rule].make(Sources(one, [other], {}, lambda: pytest.fail("no weights are needed")))
+        made = RULES[rule].make(
+            Sources(one, [replace(other, scope="chen2020")], {}, lambda: pytest.fail("no weights are needed"))
+        )
+        assert made.mask == masks[0 if rule == "union" else 1], "of nested masks any is the larger, all the smaller"

@@ -150,6 +150,8 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
         "wikitext2": ("log_likelihood", (), ()),
+        "mlm-wikitext2": ("masked_accuracy", ("log_likelihood",), ()),
+        "squad": ("answer_f1", ("exact_match",), ()),
     }
 
 

@@ -115,6 +115,7 @@ def find(
     from tombola.anatomy import Layout
     from tombola.study.jobs import found_ticket, implied, plan_controls, plan_find, plan_ladder, plan_test
     from tombola.study.settings import resolve
+    from tombola.study.verdicts import score_of
 
     run_seeds, control_kinds = numbers(seeds), words(kinds)
     if draws is not None and not control_kinds:
@@ -160,7 +161,12 @@ def find(
         folders = [{"folder": None if target is None else str(target)} for target in targets]
         print_json({"tickets": [one | where for one, where in zip(said, folders, strict=True)]})
         return
-    print_scores(lab, cells)
+    # of a chain the last level alone: others are other tickets, not to be averaged with it
+    print_scores(lab, [cell for cell in cells if cell.step != "round" or cell.settings["cuts"] is None])
+    for chain in (one.chain for one in planned if one.chain is not None):
+        levels = (f"{at:.0%} {score_of(lab, chain.scored(k)).value:.3f}" for k, at in enumerate(chain.sparsities, start=1))
+        dense = f"{score_of(lab, chain.dense).value:.3f}"
+        say(f"seed {chain.seed}, level by level on the report rows: dense {dense}, {', '.join(levels)}")
     for one, target in zip(planned, targets, strict=True):
         say(f"seed {one.seed}: ticket {one.search.key[:12]}" + (f" in {target}" if target else ""))
     name = targets[0] or planned[0].search.key[:12]

@@ -419,5 +419,7 @@ def _bytes(lab: Lab, cell: Cell) -> int:
     predictions = 150 * sum(counts.get(role, 0) for role in ("selection", "report", "challenge"))
     searches = [one.settings.get("method") for one in cell.needed() if one.step == "search"]
     ticket = 20_000 + (0 if searches[-1:] == ["s-prune"] else weights // 32)
-    kept = ticket if cell.step in ("search", "control", "derive") else predictions
+    kept = ticket if cell.step in ("search", "control", "derive", "base_mask") else predictions
+    if cell.step == "round":  # the level it holds within the one before, and the scores of the one it trains
+        kept += ticket // 2
     return int(kept + (weights if cell.settings.get("keep_weights") else 0) + 4_000)
