@@ -269,10 +269,10 @@ def plan_ladder(
 ) -> list[RungCells]:
     """The cells of every rung of the ladder "A:B"; work that rungs share is one cell.
 
-    `values` are set on every rung, whatever its preset says; an option set so makes no rung.
+    `values`, and what the task implies, are set on every rung, whatever its preset says; an option set so makes no rung.
     Raises: as `resolve` and `plan_find`.
     """
-    rungs = []
+    rungs, values = [], {**implied(task, method), **values}
     for rung in ladder(text, options_of(method) - values.keys()):
         settings = resolve({**rung.values, **values}, run_seeds, own_seeds, method=method, preset=rung.preset)
         found = plan_find(lab, model, task, settings, run_seeds, layout)
