@@ -50,7 +50,9 @@ def ship(setup: Setup, _: str) -> list[Figure]:
         start = time.process_time()  # of the processor: company on the machine is no work of ours
         shrink(model, mask, anatomy, share=True)
         seconds.append(1e3 * (time.process_time() - start))
-    figures.append(Figure("ship", "", "apply, ms", [median(seconds)], "milliseconds of the processor to shrink the loaded model in memory"))
+    figures.append(
+        Figure("ship", "", "apply, ms", [median(seconds)], "milliseconds of the processor to shrink the loaded model in memory")
+    )
     figures.append(Figure("ship", "", "find to save, s", [find_to_save(setup)], f"seconds, {SELECTION_ROWS} selection rows"))
     return figures
 
