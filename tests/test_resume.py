@@ -444,6 +444,7 @@ def test_cell_that_lost_its_lock_while_it_started_anew_removes_nothing(tmp_path:
     monkeypatch.setattr(training, "_trained", lost)
     monkeypatch.setattr(training, "same_data", lambda *_: None)
     monkeypatch.setattr(training, "taken_ticket", lambda *_: None)
+    monkeypatch.setattr(training, "resumable", inspect.unwrap(training.resumable))
     cell: Any = SimpleNamespace(key=key, settings={}, inputs={})
     lab: Any = SimpleNamespace(store=store, reporter=SimpleNamespace(say=lambda _: None))
     bare = inspect.unwrap(training.run_training)  # not asking for a real Cell and Lab
