@@ -182,9 +182,10 @@ def test_built_in_studies_are_sound_and_the_tables_have_no_loose_ends() -> None:
         executor_of("cloud", Options())
 
 
-def test_the_example_study_of_the_repository_is_sound() -> None:
-    (file,) = (Path(__file__).parent.parent / "studies").glob("*.toml")
-    assert read_study(str(file)).model == ("demo",)
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "studies").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_studies_of_the_repository_are_sound(file: Path) -> None:
+    study = read_study(str(file))
+    assert study.name == file.stem and study.tasks and set(study.experiments) <= EXPERIMENTS.keys()
 
 
 # ------------------------------------------------------------------------------------------------------------ planning
