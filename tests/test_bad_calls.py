@@ -271,7 +271,7 @@ WRONG_VALUES = ('{"a":1}', "[1]", '"so-so"', "true", "-1")
 def settings_of(method: str) -> dict[str, list[Any]]:
     """Setting → the values it takes by its own annotation that are in WRONG_VALUES."""
     kinds = (*GROUPS.values(), SEARCHES[method][1])
-    good = {"importance_minmax": [True], "scope": ["so-so"]}
+    good = {"importance_minmax": [True], "retrain_shrunk": [True], "scope": ["so-so"]}
     return {field.name: good.get(field.name, []) for kind in kinds for field in fields(kind)}
 
 

@@ -260,7 +260,9 @@ def test_rows_already_trained_on_are_not_read_again(half: Path, start: Any, monk
     from tombola import train
 
     real, read = train.collate, []
-    monkeypatch.setattr(train, "collate", lambda rows, numbers: (read.append(len(numbers)), real(rows, numbers))[1])
+    monkeypatch.setattr(
+        train, "collate", lambda rows, numbers, **more: (read.append(len(numbers)), real(rows, numbers, **more))[1]
+    )
     resumed(half, start)
     assert len(read) == 6
 

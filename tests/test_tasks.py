@@ -169,7 +169,7 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
         "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, acceptability, "
-        "nli-overlap, wikitext2, files, hub:<name>[:config]\n"
+        "nli-overlap, wikitext2, mlm-wikitext2, squad, mlm, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 

@@ -366,15 +366,15 @@ def test_a_file_that_is_not_utf8_is_damaged(saved: Path) -> None:
         Ticket.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("version", [2, 99, 0, -1, "1", 1.0, None, True])
+@pytest.mark.parametrize("version", [3, 99, 0, -1, "1", 1.0, None, True])
 def test_a_version_this_reader_does_not_know_is_refused_before_the_rest_is_looked_at(saved: Path, version: Any) -> None:
     (saved / "ticket.json").write_text(json.dumps({"format_version": version, "something": "new"}))
     with pytest.raises(TicketError, match="newer format than this tombola reads") as caught:
         Ticket.from_pretrained(saved)
-    assert (caught.value.got, caught.value.expected, caught.value.next) == (version, "at most 1", "upgrade tombola")
+    assert (caught.value.got, caught.value.expected, caught.value.next) == (version, "at most 2", "upgrade tombola")
 
 
-ALL_FIELDS = sorted({one.name for one in fields(Ticket)})
+ALL_FIELDS = sorted({one.name for one in fields(Ticket)} - {"level", "levels"})  # these only nested tickets have
 
 
 @pytest.mark.parametrize("name", ALL_FIELDS)

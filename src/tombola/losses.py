@@ -56,7 +56,8 @@ class LossSettings:
     """What models are trained against, by the names of the reproduction's table; the defaults are its `corrected` column."""
 
     loss: LossName = "ce"  # of the dense model, and of tickets that are retrained; a learned mask has its own, `mask_loss`
-    bias_model: str | None = None  # of `tombola.bias.BIAS_MODELS`: what losses against a bias need
+    # of `tombola.bias`: what losses against a bias need
+    bias_model: Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text"] | None = None
     bias_predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     bias_vectors: Literal["none", "model"] = "none"  # word vectors of overlap features: none, or the base's input embeddings
     reweight_normalisation: Normalisation = "batch_weight_sum"

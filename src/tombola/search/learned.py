@@ -73,8 +73,8 @@ class LearnedSettings:
     mask_warmup_steps: Annotated[int, Ge(0)] = 0
 
 
-def check_learned(settings: LearnedSettings) -> None:
-    """Raises: SettingsError with every setting that does not go with another."""
+def check_learned(settings: LearnedSettings, *, cell: bool = False) -> None:
+    """Raises: SettingsError with every setting that does not go with another, or that a search as a cell does not have."""
     problems = []
     if settings.schedule != "fixed" and settings.start_sparsity > settings.sparsity:
         problems.append(
@@ -99,6 +99,10 @@ def check_learned(settings: LearnedSettings) -> None:
             TombolaError(
                 "a threshold cannot rise among scores that are all 0 or all the same", got="score_init hard", expected="soft"
             )
+        )
+    if settings.train_weights and cell:
+        problems.append(
+            TombolaError("a search leaves the weights as they are", got="train_weights", next="learn_mask trains both, in Python")
         )
     if problems:
         raise SettingsError(problems)

@@ -16,6 +16,7 @@ from tombola.losses import LOSSES, LossSettings
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.search.imp import ImpSettings
+from tombola.search.learned import check_learned
 from tombola.store import CELL
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
@@ -94,6 +95,8 @@ def plan_find(
 
         chains = plan_chains(lab, model, task, settings, run_seeds, layout)
         return [Found(one.seed, one.dense, one.levels[-1], one.last, one) for one in chains]
+    if settings.method == "learned":
+        check_learned(settings.search, cell=True)
     common = common_settings(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tombola.anatomy import Anatomy
-from tombola.errors import SettingsError, TombolaError
 from tombola.evaluate import Score, predict, score
 from tombola.gates import Gates, masked
 from tombola.mask import Mask
@@ -101,11 +100,6 @@ def _one_shot(asked: Asked) -> Outcome:
 
 def _learned(asked: Asked) -> Outcome:
     settings = LearnedSettings(**asked.settings)
-    if settings.train_weights:
-        problem = TombolaError(
-            "a search leaves the weights as they are", got="train_weights", next="tombola.search.learned.learn_mask trains both"
-        )
-        raise SettingsError([problem])
     full, recipe = score(predict(asked.model, asked.selection), asked.metric), asked.recipe()
     loss, said = (None, {}) if recipe is None else (recipe.loss, recipe.said)
     found = learn_mask(

@@ -24,6 +24,10 @@ PROMPTS: dict[str, Prompt] = {
     "qnli": replace(_ENTAILMENT, template=_TWO + "Does the second answer the first, yes or no? Answer:"),
     "rte": _ENTAILMENT,
     "wnli": replace(_ENTAILMENT, words=(" no", " yes")),
+    "hans": _ENTAILMENT,
+    "mnli2": _ENTAILMENT,
+    "mnli2-half": _ENTAILMENT,
+    "hans+mnli2": _ENTAILMENT,
     "acceptability": Prompt(_ONE + "Is this sentence grammatical, yes or no? Answer:", (" no", " yes")),
     "nli-overlap": _ENTAILMENT,
 }
