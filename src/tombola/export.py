@@ -395,7 +395,7 @@ def count(model: nn.Module) -> int:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the files of weights in a folder."""
+    """Bytes of the files of weights in a folder, and of the mask of a ticket inside it, which an adapter needs."""
     kinds = (".safetensors", ".bin", ".onnx", ".data")
     return sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in kinds and file.is_file())
 
