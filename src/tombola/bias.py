@@ -303,7 +303,7 @@ def ngram_log_probabilities(
     *,
     order: int = 2,
     smoothing: float = 0.1,
-) -> list[Float[Tensor, "position token"]]:
+) -> list[Float[Tensor, "_ token"]]:
     """What an n-gram model of the train rows says of each row: log-probabilities of the token after each position.
 
     Counts of what followed the last `order` − 1 tokens (fewer at the start of a row), plus `smoothing` for every token of the

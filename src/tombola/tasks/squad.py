@@ -95,7 +95,7 @@ class Spans:
     contexts: tuple[str, ...]
     golds: tuple[tuple[str, ...], ...]
 
-    def answers(self, logits: Sequence[Float[np.ndarray, "end position"]]) -> tuple[str, ...]:
+    def answers(self, logits: Sequence[Float[np.ndarray, "end _"]]) -> tuple[str, ...]:
         """The best span of each question, by the sum of the logits of its beginning and end, from [2, position] of each window.
 
         Both ends within the context of one window, the beginning where that window answers for it, at most `ANSWER_TOKENS` long;
