@@ -12,7 +12,7 @@ each of several things that are asked in turn, with the label of the next: what 
 it can do with one of them it can do with all. Masked models and models of spans have hooks that bring them into this shape.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,38 +202,60 @@ def word_ids(tokenizer: Any, words: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
-class LabelWords:
-    """Hooks that make a causal language model a classifier: logits [batch, class] of what it would say after each row.
+class _Hooks:
+    """Hooks around a model's forward pass, and where it has one before the output embeddings; `remove` takes them off.
 
-    Only the last real position of a row goes through the output embeddings, so that a vocabulary is not paid for at each.
-    With `labels` the output has the mean cross-entropy over the classes as its loss, as a classifier's has. Rows are padded
-    at their end. `remove` gives the model back as it was.
+    Bound methods and no closures: a deep copy of the model takes a copy of this along. A kind of asking says what happens
+    before and after, and perhaps which positions go through the output embeddings.
     """
 
-    def __init__(self, model: nn.Module, ids: tuple[int, ...]) -> None:
-        out = model.get_output_embeddings()  # type: ignore[operator]
-        self.ids = ids
-        self._last: Tensor | None = None
-        self._labels: Tensor | None = None
-        # Bound methods and no closures: a deep copy of the model takes a copy of this along.
+    _labels: Tensor | None = None
+
+    def __init__(self, model: nn.Module, name: str) -> None:
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            out.register_forward_pre_hook(self._at_last),
             model.register_forward_hook(self._after),
         ]
-        model.tombola_words = self  # type: ignore[assignment]
+        setattr(model, name, self)
 
     def remove(self) -> None:
-        """Takes the hooks off: the model is a language model again."""
+        """Takes the hooks off: the model answers as it did before."""
         while self._handles:
             self._handles.pop().remove()
+
+    def _choose(self, model: nn.Module, chosen: Callable[..., Any]) -> None:
+        self._handles.append(model.get_output_embeddings().register_forward_pre_hook(chosen))  # type: ignore[operator]
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = dict(kwargs)
         self._labels = kwargs.pop("labels", None)
         kwargs.pop("num_items_in_batch", None)  # Trainer's, of a loss over tokens
-        self._last = kwargs["attention_mask"].sum(1) - 1
+        self._read(kwargs)
         return args, kwargs
+
+    def _read(self, kwargs: dict[str, Any]) -> None:
+        """What this kind remembers of the inputs."""
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        raise NotImplementedError
+
+
+class LabelWords(_Hooks):
+    """Hooks that make a causal language model a classifier: logits [batch, class] of what it would say after each row.
+
+    Only the last real position of a row goes through the output embeddings, so that a vocabulary is not paid for at each.
+    With `labels` the output has the mean cross-entropy over the classes as its loss, as a classifier's has. Rows are padded
+    at their end.
+    """
+
+    def __init__(self, model: nn.Module, ids: tuple[int, ...]) -> None:
+        self.ids = ids
+        self._last: Tensor | None = None
+        super().__init__(model, "tombola_words")
+        self._choose(model, self._at_last)
+
+    def _read(self, kwargs: dict[str, Any]) -> None:
+        self._last = kwargs["attention_mask"].sum(1) - 1
 
     def _at_last(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
@@ -247,39 +269,24 @@ class LabelWords:
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-class HiddenTokens:
+class HiddenTokens(_Hooks):
     """Hooks that ask a masked language model for hidden tokens alone: logits [batch, 1 + hidden, vocabulary].
 
     The batch says in `at` [batch, 1 + hidden] where they are, then a place that is not read; entry j answers for label j + 1, as
     in language modelling, so that label 0 is none (-100). Only these positions go through the output embeddings: of a vocabulary
     of 30,000 the others would take most of a step. With `labels` the output has the mean cross-entropy over hidden tokens as its
-    loss. Without `at` the model answers as ever. `remove` gives it back as it was.
+    loss. Without `at` the model answers as ever.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        out = model.get_output_embeddings()  # type: ignore[operator]
         self._at: Tensor | None = None
-        self._labels: Tensor | None = None
-        # Bound methods and no closures: a deep copy of the model takes a copy of this along.
-        self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            out.register_forward_pre_hook(self._at_hidden),
-            model.register_forward_hook(self._after),
-        ]
-        model.tombola_asked = self  # type: ignore[assignment]
-
-    def remove(self) -> None:
-        """Takes the hooks off: the model is a masked language model again."""
-        while self._handles:
-            self._handles.pop().remove()
+        super().__init__(model, "tombola_asked")
+        self._choose(model, self._at_hidden)
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = dict(kwargs)
-        self._at, self._labels = kwargs.pop("at", None), None
-        if self._at is not None:
-            self._labels = kwargs.pop("labels", None)
-            kwargs.pop("num_items_in_batch", None)  # Trainer's, of a loss over all tokens
-        return args, kwargs
+        self._at = kwargs.pop("at", None)
+        return (args, kwargs) if self._at is None else super()._before(_, args, kwargs)
 
     def _at_hidden(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._at is None:
@@ -295,7 +302,7 @@ class HiddenTokens:
         return MaskedLMOutput(loss=_loss_of_next(output.logits, self._labels), logits=output.logits)
 
 
-class AnswerSpans:
+class AnswerSpans(_Hooks):
     """Hooks that ask a model of spans for beginning and end in turn: logits [batch, 3, position].
 
     Entry 0 is the beginning and entry 1 the end, for labels 1 and 2 (label 0 is none, and entry 2 is not read), as in language
@@ -305,24 +312,10 @@ class AnswerSpans:
 
     def __init__(self, model: nn.Module) -> None:
         self._real: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
-        ]
-        model.tombola_asked = self  # type: ignore[assignment]
+        super().__init__(model, "tombola_asked")
 
-    def remove(self) -> None:
-        """Takes the hooks off: the model gives its own two rows of logits again."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kwargs = dict(kwargs)
-        self._labels = kwargs.pop("labels", None)
-        kwargs.pop("num_items_in_batch", None)
+    def _read(self, kwargs: dict[str, Any]) -> None:
         self._real = kwargs.get("attention_mask")
-        return args, kwargs
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         from transformers.modeling_outputs import TokenClassifierOutput
