@@ -23,7 +23,8 @@ from tombola.scores import Given as Wanted
 from tombola.scores import mean_gradients, summed_loss
 from tombola.study.cells import Lab, read_json, read_rows
 from tombola.study.chains import plan_chains
-from tombola.study.jobs import open_lab, plan_find, plan_retrain
+from tombola.study.jobs import open_lab
+from tombola.study.runs import plan_find, plan_retrain
 from tombola.study.settings import resolve
 from tombola.study.steps.shared import ticket_of
 from tombola.tasks import corpus_task, get_task, load_rows, spec_of

@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_with_130_and_says_how_to_go_on(run: Run, monkeypatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tombola.study.jobs.plan_find", interrupted)
+    monkeypatch.setattr("tombola.study.runs.plan_find", interrupted)
     code, _, err = run("find", "demo", "sst2", "--store", tmp_path)
     assert code == 130 and "the same command goes on" in err
 

@@ -37,8 +37,8 @@ from tombola.study.engine import (
 )
 from tombola.study.executors import EXECUTORS, Executor, Local, Options, Serial, Submitted, executor_of
 from tombola.study.experiments import EXPERIMENTS
-from tombola.study.jobs import implied
 from tombola.study.plan import BUILT_IN, Plan, Study, estimate, plan_study, read_study
+from tombola.study.runs import implied
 from tombola.study.steps import STEPS
 
 FAST = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 60}

@@ -36,8 +36,9 @@ from tombola.search.imp import (
 )
 from tombola.study.cells import Cell, Lab, read_json, read_rows
 from tombola.study.chains import Chain, nested, plan_chains
-from tombola.study.jobs import found_ticket, open_lab, plan_find
+from tombola.study.jobs import found_ticket, open_lab
 from tombola.study.results import collect
+from tombola.study.runs import plan_find
 from tombola.study.settings import resolve
 from tombola.study.steps import imp as steps
 from tombola.study.steps.shared import ticket_of

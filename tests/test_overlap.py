@@ -12,9 +12,10 @@ from tombola.errors import DataError
 from tombola.store import Store
 from tombola.study.cells import Lab, read_rows
 from tombola.study.heads import histogram_rows
-from tombola.study.jobs import Found, open_lab, plan_find, plan_test
+from tombola.study.jobs import open_lab
 from tombola.study.overlap import errors_rows, transfer_rows, values_rows
 from tombola.study.results import Results, collect
+from tombola.study.runs import Found, plan_find, plan_test
 from tombola.study.settings import resolve
 from tombola.study.steps.shared import ticket_of
 

@@ -18,9 +18,10 @@ from tombola.search import SEARCHES, structured
 from tombola.search.controls import ControlSettings
 from tombola.search.structured import s_prune
 from tombola.search.supers import SuperSettings
-from tombola.study.jobs import find, implied, open_lab, plan_find
+from tombola.study.jobs import find, open_lab
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT, NAMES, OPTIONS, ladder, preset_values
+from tombola.study.runs import implied, plan_find
 from tombola.study.settings import Settings, groups_of, options_of, resolve
 from tombola.study.steps.attention import AttentionSettings
 from tombola.tasks import files_task

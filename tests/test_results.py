@@ -11,9 +11,10 @@ import pytest
 
 from tombola import build_page, cli
 from tombola.study.cells import Cell, read_rows
-from tombola.study.jobs import RungCells, find, open_lab, plan_controls, plan_find, plan_ladder
+from tombola.study.jobs import find, open_lab
 from tombola.study.presets import Rung
 from tombola.study.results import Results, _variants, collect, ladder_rows, scores_of, short_names
+from tombola.study.runs import RungCells, plan_controls, plan_find, plan_ladder
 from tombola.study.settings import resolve
 from tombola.study.steps import STEPS
 from tombola.study.steps.shared import ticket_of

@@ -11,7 +11,8 @@ from tombola.errors import DataError, SettingsError, TombolaError
 from tombola.losses import LossSettings
 from tombola.study.cells import Lab, read_json
 from tombola.study.data import same_data
-from tombola.study.jobs import Found, find, open_lab, plan_find, plan_retrain
+from tombola.study.jobs import find, open_lab
+from tombola.study.runs import Found, plan_find, plan_retrain
 from tombola.study.settings import resolve
 from tombola.study.steps.losses import loss_of, read_bias
 

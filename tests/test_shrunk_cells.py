@@ -15,9 +15,9 @@ from tombola.gates import masked
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.store import Store
-from tombola.study import jobs
+from tombola.study import runs
 from tombola.study.cells import Lab, read_rows
-from tombola.study.jobs import Found, plan_find, plan_retrain, plan_test
+from tombola.study.runs import Found, plan_find, plan_retrain, plan_test
 from tombola.study.settings import RetrainSettings, resolve
 from tombola.study.steps import scoring
 from tombola.study.steps.shared import ticket_of
@@ -31,7 +31,7 @@ class World:
     lab: Lab
     data: Path
     found: Found
-    tested: jobs.Tested
+    tested: runs.Tested
     shrunk: Any  # the cell of retraining shrunk
 
 

@@ -12,8 +12,9 @@ import tombola
 from tombola.errors import DataError, MaskError, SearchError, SettingsError, StoreError, TombolaError
 from tombola.study import jobs
 from tombola.study.cells import Cell, Given, Lab, Reporter, cell_of, read_json, read_rows
-from tombola.study.jobs import dense_of, find, open_lab, plan_controls, plan_evaluate, plan_find, plan_retrain_on, plan_test
+from tombola.study.jobs import dense_of, find, open_lab, plan_evaluate, plan_retrain_on
 from tombola.study.results import Results, collect
+from tombola.study.runs import plan_controls, plan_find, plan_test
 from tombola.study.settings import resolve
 from tombola.study.steps import STEPS
 from tombola.ticket import Ticket

@@ -34,9 +34,10 @@ from tombola.scores import REDUCTIONS, ByRow, Importance, gate_gradients, sensit
 from tombola.search import structured
 from tombola.search.controls import CONTROLS, ControlSettings, control
 from tombola.search.structured import PHASES, SPruneResult, SPruneSettings, remove_lowest, s_prune
-from tombola.study import jobs
-from tombola.study.jobs import Found, open_lab, plan_controls, plan_find, plan_test
+from tombola.study import runs
+from tombola.study.jobs import open_lab
 from tombola.study.results import collect
+from tombola.study.runs import Found, plan_controls, plan_find, plan_test
 from tombola.study.settings import resolve
 from tombola.study.steps.shared import ticket_of
 from tombola.tasks.encode import Encoded, batches
@@ -494,7 +495,7 @@ class World:
     folder: Path
     data: Path
     found: Mapping[str, Found]
-    tested: Mapping[str, list[jobs.Tested]]
+    tested: Mapping[str, list[runs.Tested]]
 
     def ticket(self, cell: Any) -> Ticket:
         return ticket_of(open_lab(self.folder, self.data), cell)

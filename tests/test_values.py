@@ -18,11 +18,12 @@ from tombola.anatomy import read_anatomy
 from tombola.lesion import LESIONS
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.study import jobs
+from tombola.study import runs
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
-from tombola.study.jobs import Found, find, open_lab, plan_controls, plan_find, plan_retrain, plan_test
+from tombola.study.jobs import find, open_lab
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS, collect
+from tombola.study.runs import Found, plan_controls, plan_find, plan_retrain, plan_test
 from tombola.study.settings import RetrainSettings, resolve
 from tombola.study.steps import training
 from tombola.study.steps.shared import lesion_seed, ticket_of
@@ -46,9 +47,9 @@ class World:
     data: Path
     m: Found
     one_shot: Found
-    controls: dict[str, list[jobs.Tested]]  # of m, retrained, two draws of random
-    one_shot_controls: dict[str, list[jobs.Tested]]
-    good: jobs.Tested
+    controls: dict[str, list[runs.Tested]]  # of m, retrained, two draws of random
+    one_shot_controls: dict[str, list[runs.Tested]]
+    good: runs.Tested
 
     def lab(self) -> Lab:
         return open_lab(self.folder, self.data)
@@ -61,8 +62,8 @@ class World:
         return found
 
 
-def by_kind(tested: list[jobs.Tested]) -> dict[str, list[jobs.Tested]]:
-    kinds: dict[str, list[jobs.Tested]] = {}
+def by_kind(tested: list[runs.Tested]) -> dict[str, list[runs.Tested]]:
+    kinds: dict[str, list[runs.Tested]] = {}
     for one in tested:
         assert isinstance(one.ticket, Cell)
         kinds.setdefault(one.ticket.settings["kind"], []).append(one)

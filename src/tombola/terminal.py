@@ -11,7 +11,7 @@ from tombola.study.cells import Reporter
 
 if TYPE_CHECKING:
     from tombola.study.cells import Cell, Given, Lab
-    from tombola.study.jobs import RungCells, Tested
+    from tombola.study.runs import RungCells, Tested
 
 
 class Progress(Reporter):

@@ -36,8 +36,8 @@ def demo(
     seeds: SeedsOption = "0,1",
 ) -> None:
     """The main job in a few minutes, offline: tickets of a real 6-layer BERT against their controls, and a page to look at."""
-    from tombola.study.jobs import plan_controls, plan_find, plan_test
     from tombola.study.results import collect
+    from tombola.study.runs import plan_controls, plan_find, plan_test
     from tombola.study.settings import resolve
 
     run_seeds = numbers(seeds)
@@ -113,7 +113,8 @@ def find(
 ) -> None:
     """Fine-tune MODEL on TASK, then search for a ticket: one for each seed. --controls and --retrain test it in the same run."""
     from tombola.anatomy import Layout
-    from tombola.study.jobs import found_ticket, implied, plan_controls, plan_find, plan_ladder, plan_test
+    from tombola.study.jobs import found_ticket
+    from tombola.study.runs import implied, plan_controls, plan_find, plan_ladder, plan_test
     from tombola.study.settings import resolve
     from tombola.study.verdicts import score_of
 

@@ -374,7 +374,7 @@ def _existing(store: Path) -> Path:
 
 
 def _machine() -> Mapping[str, Any]:
-    from tombola.study.jobs import machine
+    from tombola.study.runs import machine
 
     return machine()
 

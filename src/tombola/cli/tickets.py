@@ -39,7 +39,8 @@ def controls(
     run: Running,
 ) -> None:
     """Draw control tickets of exactly the same size and score them beside the good one, with what they share with it."""
-    from tombola.study.jobs import dense_of, plan_controls, plan_test, read_ticket, refuse_unused, resolve_ticket, test_settings
+    from tombola.study.jobs import dense_of, read_ticket, refuse_unused, resolve_ticket, test_settings
+    from tombola.study.runs import plan_controls, plan_test
 
     lab = run.lab()
     rows.bring(lab, ticket)

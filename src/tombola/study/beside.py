@@ -14,8 +14,8 @@ from pydantic import StrictBool, StrictInt
 from tombola.errors import SettingsError, TombolaError
 from tombola.study.cells import Cell, Given
 from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
-from tombola.study.jobs import plan_controls, plan_retrain, shared_settings, step_cell
 from tombola.study.presets import Rung, preset_values
+from tombola.study.runs import plan_controls, plan_retrain, shared_settings, step_cell
 from tombola.study.steps.attention import (
     AttentionSettings,
     MapInputs,

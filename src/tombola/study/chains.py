@@ -80,7 +80,7 @@ def plan_chains(
 
     Raises: as `plan_find`; SettingsError for a rewind step that cannot be read or is past the end of a round.
     """
-    from tombola.study.jobs import common_settings, step_cell
+    from tombola.study.runs import common_settings, step_cell
 
     common = common_settings(lab, model, task, settings, layout)
     mlm = "mlm" in common["data"]

@@ -18,7 +18,7 @@ from tombola.scores import CRITERIA
 from tombola.study.cells import Cell
 from tombola.study.chains import Chain, plan_chains
 from tombola.study.context import Context, Experiment, Nothing, only
-from tombola.study.jobs import plan_barrier, plan_base_mask, plan_controls, plan_derived, plan_retrain
+from tombola.study.runs import plan_barrier, plan_base_mask, plan_controls, plan_derived, plan_retrain
 from tombola.study.settings import Settings
 from tombola.tasks import Task, bare_name
 

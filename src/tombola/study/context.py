@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tombola.study.cells import Cell, Lab
-from tombola.study.jobs import Found, implied, plan_find
 from tombola.study.presets import Rung
+from tombola.study.runs import Found, implied, plan_find
 from tombola.study.settings import Settings, options_of, resolve
 from tombola.tasks import Task
 

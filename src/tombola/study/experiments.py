@@ -13,8 +13,8 @@ from pydantic import StrictBool, StrictInt
 from tombola.study import chen2020, prasanna2020
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
-from tombola.study.jobs import implied, plan_controls, plan_ladder, plan_test
 from tombola.study.presets import Rung, ladder, preset_values
+from tombola.study.runs import implied, plan_controls, plan_ladder, plan_test
 from tombola.study.settings import options_of
 
 

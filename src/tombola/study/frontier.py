@@ -15,7 +15,8 @@ from tombola.errors import MaskError, SettingsError, TombolaError
 from tombola.objective import load_weights
 from tombola.study.cells import Cell, Lab, read_rows
 from tombola.study.data import layout_of
-from tombola.study.jobs import Found, Tested, found_ticket, implied, plan_controls, plan_find
+from tombola.study.jobs import found_ticket
+from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find
 from tombola.study.settings import resolve
 from tombola.tasks import Task
 from tombola.timing import Band, bench_models, runner_of

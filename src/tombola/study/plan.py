@@ -313,7 +313,7 @@ def plan_study(lab: Lab, study: Study) -> Plan:
 
     Raises: SettingsError; DataError for data that are not there; TombolaError for a model that is not.
     """
-    from tombola.study.jobs import machine
+    from tombola.study.runs import machine
 
     asked = {name: getattr(study, name) for name in ("device", "threads", "ranks")}
     lab.machine = machine() | {name: value for name, value in asked.items() if value is not None}

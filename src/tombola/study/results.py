@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tombola.store import Store
     from tombola.study.cells import Cell, Lab
-    from tombola.study.jobs import RungCells
+    from tombola.study.runs import RungCells
 
 # "full" = the dense fine-tuned model; "lesion" = that model with a part destroyed; those of TRAIN_MODES = a dense model
 # trained otherwise; "bag-of-words" = a linear model of words; the others are tickets

@@ -15,7 +15,7 @@ from tombola.objective import load_weights
 from tombola.scope import SCOPES
 from tombola.study.cells import Cell, Lab, write_json
 from tombola.study.data import base_folder, encoded_rows, save_tokenizer, task_data, tokenizer_of
-from tombola.study.jobs import common_settings
+from tombola.study.runs import common_settings
 from tombola.study.settings import Settings
 from tombola.tasks import Task
 from tombola.train import fine_tune
