@@ -47,7 +47,8 @@ class Progress(Reporter):
             self._bar.update(self._task, completed=self.before, description=title, at=f"{self.at}/{self.cells}")
         else:
             spent = time.monotonic() - self.started
-            left = f", about {duration(spent * (self.total / self.before - 1))} left" if self.before else ""
+            known = self.before > 0.01 * self.total  # the first cells may be cheap ones: from them, days would be expected
+            left = f", about {duration(spent * (self.total / self.before - 1))} left" if known else ""
             self.console.print(f"[{self.at}/{self.cells}] {title}{left}", markup=False, soft_wrap=True)
 
     def share(self, done: float) -> None:
@@ -219,4 +220,6 @@ def megabytes(n: int) -> str:
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 120:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
