@@ -29,6 +29,7 @@ LEVELS = (
     ("mask",),
     ("stats", "store"),
     ("locks",),
+    ("disk",),
     ("autoload",),
     ("shrunk",),
     ("errors",),

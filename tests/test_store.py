@@ -21,8 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tombola.disk import hash_file
 from tombola.errors import StoreError
-from tombola.store import Entry, Problem, Store, fingerprint, hash_file
+from tombola.store import Entry, Problem, Store, fingerprint
 
 KEY, OTHER = "0123456789abcdef" * 2, "f" * 32
 DESCRIBE = {"step": "train", "version": 1, "settings": {"lr": 2e-5}, "inputs": ["a", "b"]}

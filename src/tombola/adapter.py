@@ -8,7 +8,6 @@
 What is put back together is the shipped model bit for bit. The base is not in the folder: its fingerprint is checked.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy, read_anatomy
+from tombola.disk import hash_file
 from tombola.errors import TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.objective import load_weights
@@ -78,7 +78,7 @@ class Adapter:
             tensors[f"bits/{name}"] = torch.from_numpy(np.packbits(flags, bitorder="little"))
             tensors[f"values/{name}"] = values.contiguous()
         save_file(tensors, folder / VALUES_NAME, metadata={"format": f"tombola-adapter {FORMAT}"})
-        said = {"format": FORMAT, "ticket": self.ticket.identity, "sha256": _sha256(folder / VALUES_NAME), "up_to": sizes}
+        said = {"format": FORMAT, "ticket": self.ticket.identity, "sha256": hash_file(folder / VALUES_NAME), "up_to": sizes}
         (folder / JSON_NAME).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return folder
 
@@ -93,7 +93,7 @@ class Adapter:
             if said["format"] != FORMAT:
                 raise TicketError(f"{folder} is of a newer format", got=said["format"], expected=FORMAT, next="upgrade tombola")
             ticket = Ticket.from_pretrained(folder / TICKET_NAME)
-            if said["ticket"] != ticket.identity or said["sha256"] != _sha256(folder / VALUES_NAME):
+            if said["ticket"] != ticket.identity or said["sha256"] != hash_file(folder / VALUES_NAME):
                 raise TicketError(f"{folder} was changed after it was written", next="fetch it again, or ship the ticket again")
             tensors = load_file(folder / VALUES_NAME)
             some = {}
@@ -238,8 +238,3 @@ def _kept(anatomy: Anatomy, mask: Mask) -> dict[str, Tensor]:
     for name, part in mask.values.items():
         kept[name] = kept[name] & part if name in kept else part
     return {name: part for name, part in kept.items() if not bool(part.all())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,10 +9,7 @@ none and never a pile. What a marker vouches for is checked before anything is r
 optimizer or a random state and say nothing.
 """
 
-import errno
-import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -20,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tombola.disk import hash_file, sync
 from tombola.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -66,16 +64,16 @@ def seal(checkpoint: Path, run: Mapping[str, Any], ours: Callable[[], object] = 
     """
     files = {}
     for path in sorted(checkpoint.iterdir()):
-        _sync(path)
-        files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        sync(path)
+        files[path.name] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
     step = int(checkpoint.name.partition("-")[2])
     draft = checkpoint / f"{MARKER}.draft"
     draft.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "run": run}, indent=1), "utf-8")
-    _sync(draft)
+    sync(draft)
     ours()
     draft.rename(checkpoint / MARKER)  # never half a marker
     for folder in (checkpoint, checkpoint.parent):
-        _sync(folder)
+        sync(folder)
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint and NAME.fullmatch(other.name):
             _discard(other)
@@ -158,7 +156,7 @@ def _trouble(path: Path, sha256: str, size: int) -> str | None:
         return "missing"
     if path.stat().st_size != size:
         return f"changed: {path.stat().st_size} bytes, {size} when written"
-    found = _sha256(path)
+    found = hash_file(path)
     return None if found == sha256 else f"changed: sha256 {found[:12]}…, {sha256[:12]}… when written"
 
 
@@ -173,19 +171,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _discard(checkpoint: Path) -> None:
     (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that what is half removed does not count
     shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems do not sync folders
-            raise
-    finally:
-        os.close(handle)

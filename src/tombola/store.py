@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from tombola.disk import Stamp, children, hash_file, scan, size_of, sync
 from tombola.errors import StoreError
 from tombola.locks import Locks, Owner, read_json, read_owner, renamed
 
@@ -55,12 +56,6 @@ def fingerprint(value: JSON) -> str:
     Raises: StoreError naming each part that has no exact JSON (NaN, infinities, keys that are no strings, objects).
     """
     return hashlib.sha256(_exact_json(value).encode("ascii")).hexdigest()[:32]
-
-
-def hash_file(path: Path | str) -> str:
-    """The sha256 of a file's bytes in 64 hex characters, read in pieces."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +130,7 @@ class Store:
         self.root = Path(root).absolute()
         self._say, self._budget = on_message, budget
         self._locks = Locks(self.root, say=on_message, stale_after=stale_after, patience=patience, explained=self._explained)
-        self._verified: dict[str, dict[str, _Stamp]] = {}  # key -> its files when their hashes were last found right
+        self._verified: dict[str, dict[str, Stamp]] = {}  # key -> its files when their hashes were last found right
         self._late = create and late and self._can_be_made()
         if not self._late:
             self._open(create)
@@ -155,7 +150,7 @@ class Store:
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
             # Listed before the marker is read: a store being made beside us has its marker before anything else.
-            others = [path.name for path in _children(self.root) if not path.name.startswith(MARKER)]
+            others = [path.name for path in children(self.root) if not path.name.startswith(MARKER)]
             marker = self.root / MARKER
             if not marker.exists():
                 if others or not create:
@@ -164,7 +159,7 @@ class Store:
                     raise StoreError(f"{self.root} is not a store", got=got, expected=MARKER, next=next)
                 draft = self.root / f"{MARKER}.{secrets.token_hex(4)}"
                 draft.write_text(json.dumps({"format": FORMAT}), "utf-8")
-                _sync(draft)
+                sync(draft)
                 draft.rename(marker)
             found = read_json(marker)
         version = found.get("format") if isinstance(found, dict) else None
@@ -270,7 +265,7 @@ class Store:
 
     def entries(self) -> Iterator[Entry]:
         """Every finished cell, by key. Cells that cannot be read are said, not returned."""
-        for folder in _children(self.root / "cells"):
+        for folder in children(self.root / "cells"):
             try:
                 done, describe = _read_done(folder), read_json(folder / CELL)
             except OSError:
@@ -284,7 +279,7 @@ class Store:
 
     def find(self, prefix: str) -> str:
         """The one key that starts with `prefix`. Raises: StoreError listing the candidates when there is not one."""
-        keys = [folder.name for folder in _children(self.root / "cells")]
+        keys = [folder.name for folder in children(self.root / "cells")]
         matches = [key for key in keys if key.startswith(prefix)]
         if len(matches) == 1:
             return matches[0]
@@ -295,12 +290,12 @@ class Store:
 
     def disk_usage(self) -> int:
         """Bytes of all files in the store: cells, attempts, unfinished, damaged."""
-        return _size(self.root)
+        return size_of(self.root)
 
     def verify(self) -> list[Problem]:
         """Each file that is not what its cell's done.json says, all hashed anew. Changes nothing."""
         problems: list[Problem] = []
-        for folder in _children(self.root / "cells"):
+        for folder in children(self.root / "cells"):
             try:
                 problems += self._examine(folder.name, rehash=True) or []
             except StoreError as error:  # not a key, or not readable
@@ -313,7 +308,7 @@ class Store:
         Attempts and locks of the dead, damaged/, and the cells `drop` says yes to, unless somebody is at work on them.
         `unfinished` removes what killed computations could go on from as well; else it is listed under `kept`.
         """
-        tmp, locks, damaged, parts = (_children(self.root / name) for name in ("tmp", "locks", "damaged", "unfinished"))
+        tmp, locks, damaged, parts = (children(self.root / name) for name in ("tmp", "locks", "damaged", "unfinished"))
         with self._explained("looking for garbage"):
             found = [("leftover", path) for path in tmp if self._locks.abandoned(path, spare_living=True)]
             found += [("stale lock", path) for path in locks if self._locks.abandoned(path, spare_living=False)]
@@ -321,7 +316,7 @@ class Store:
             idle = [path for path in parts if not self._locks.is_held(path.name)]
         found += [("leftover" if self._is_finished(path.name) else "unfinished", path) for path in idle]
         found += [("dropped", entry.folder) for entry in self.entries() if drop is not None and drop(entry)]
-        garbage = [Garbage(kind, path, _size(path)) for kind, path in found]
+        garbage = [Garbage(kind, path, size_of(path)) for kind, path in found]
         kept = () if unfinished else tuple(item for item in garbage if item.kind == "unfinished")
         garbage = [item for item in garbage if item not in kept]
         if not dry_run:
@@ -383,18 +378,18 @@ class Store:
         )
 
     def _publish(self, key: str, text: str, cell: Path) -> None:
-        made = _scan(cell)
+        made = scan(cell)
         wrong = sorted(name for name, file in made.items() if name in (CELL, DONE) or not stat.S_ISREG(file.mode))
         if wrong:
             expected = f"plain files, none of them named {CELL} or {DONE}"
             raise StoreError(f"the result of {key} cannot be kept", got=", ".join(wrong), expected=expected)
         (cell / CELL).write_text(text, "utf-8")
-        files = {name: {"sha256": hash_file(cell / name), "bytes": file.size} for name, file in _scan(cell).items()}
+        files = {name: {"sha256": hash_file(cell / name), "bytes": file.size} for name, file in scan(cell).items()}
         done = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "files": files}
         (cell / DONE).write_text(json.dumps(done, indent=1, sort_keys=True) + "\n", "utf-8")
         for inside, _, names in os.walk(cell, topdown=False):
             for name in (*names, "."):
-                _sync(Path(inside, name))
+                sync(Path(inside, name))
         target = self._folder(key)
         target.parent.mkdir(exist_ok=True)
         while not renamed(cell, target):
@@ -402,8 +397,8 @@ class Store:
                 self._compare(key, cell, target)
                 return
         for folder in (target.parent, self.root):
-            _sync(folder)
-        self._verified[key] = _scan(target)
+            sync(folder)
+        self._verified[key] = scan(target)
 
     def _compare(self, key: str, cell: Path, target: Path) -> None:
         ours, theirs = _read_done(cell), _read_done(target)
@@ -426,7 +421,7 @@ class Store:
                 return None
             if folder.is_symlink() or not folder.is_dir():
                 return [Problem(key, ".", "not a folder")]
-            found = _scan(folder)
+            found = scan(folder)
             if not rehash and self._verified.get(key) == found:
                 return []
             self._verified.pop(key, None)
@@ -494,28 +489,7 @@ def _read_done(folder: Path) -> _Done | None:
         return None
 
 
-class _Stamp(NamedTuple):
-    mode: int
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-def _scan(folder: Path, prefix: str = "") -> dict[str, _Stamp]:
-    """What is below a folder and is no folder, by its name relative to it; links are seen, not followed."""
-    found: dict[str, _Stamp] = {}
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                found |= _scan(Path(entry.path), f"{prefix}{entry.name}/")
-                continue
-            with suppress(FileNotFoundError):  # gone since it was listed
-                info = entry.stat(follow_symlinks=False)
-                found[prefix + entry.name] = _Stamp(info.st_mode, info.st_size, info.st_mtime_ns, info.st_ino)
-    return found
-
-
-def _compared(path: Path, found: _Stamp | None, done: tuple[str, int] | None) -> str | None:
+def _compared(path: Path, found: Stamp | None, done: tuple[str, int] | None) -> str | None:
     if found is None:
         return "missing"
     if done is None:
@@ -526,25 +500,6 @@ def _compared(path: Path, found: _Stamp | None, done: tuple[str, int] | None) ->
         return f"changed: {found.size} bytes, {done[1]} when finished"
     sha256 = hash_file(path)
     return None if sha256 == done[0] else f"changed: sha256 {sha256[:12]}…, {done[0][:12]}… when finished"
-
-
-def _size(folder: Path) -> int:
-    return sum(file.size for file in _scan(folder).values())
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.exists() else []
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-            raise
-    finally:
-        os.close(handle)
 
 
 def _exact_json(value: JSON, indent: int | None = None) -> str:
