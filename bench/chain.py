@@ -34,7 +34,7 @@ from ways import adamw, training_step
 from tombola.anatomy import read_anatomy
 from tombola.held import HeldValues
 from tombola.objective import load_weights
-from tombola.ticket import resolve_model
+from tombola.source import resolve_model
 
 def memory(name):
     lines = (line.split() for line in open("/proc/self/status"))

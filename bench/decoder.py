@@ -18,7 +18,8 @@ from tombola.gates import load
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
 from tombola.scope import scope_parameters
-from tombola.ticket import Ticket, Weights, resolve_model
+from tombola.source import resolve_model
+from tombola.ticket import Ticket, Weights
 
 def memory(name):
     lines = (line.split() for line in open("/proc/self/status"))

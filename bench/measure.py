@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.objective import load_weights
+from tombola.source import resolve_model
 from tombola.tasks import get_task, load_rows
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, by_length, encode
-from tombola.ticket import resolve_model
 from tombola.train import RunSeeds, TrainSettings, fine_tune
 from ways import (
     TRAIN_BATCH,

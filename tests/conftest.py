@@ -199,7 +199,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
     """The folder of the real demo model; tests that need it fail without it, since ./dev installs it."""
-    from tombola.ticket import resolve_model
+    from tombola.source import resolve_model
 
     return resolve_model("demo").folder
 

@@ -24,6 +24,7 @@ LEVELS = (
     ("prune", "scores", "gates"),
     ("held", "lesion", "legacy"),
     ("ticket",),
+    ("source",),
     ("scope", "objective", "gguf"),
     ("anatomy", "levels"),
     ("mask",),

@@ -30,7 +30,8 @@ from tombola.objective import load_weights
 from tombola.prune import prune
 from tombola.scope import scope_parameters, scope_sizes
 from tombola.scores import gate_gradients
-from tombola.ticket import Ticket, Weights, fingerprint_folder
+from tombola.source import fingerprint_folder
+from tombola.ticket import Ticket, Weights
 
 HEADS = 4
 

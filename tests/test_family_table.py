@@ -19,7 +19,8 @@ from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.scope import scope_parameters
 from tombola.scores import gate_gradients
-from tombola.ticket import Ticket, Weights, fingerprint_folder
+from tombola.source import fingerprint_folder
+from tombola.ticket import Ticket, Weights
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 

@@ -22,7 +22,8 @@ from tombola.lesion import LESIONS
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.scope import scope_parameters
-from tombola.ticket import Ticket, Weights, fingerprint_folder, resolve_model
+from tombola.source import fingerprint_folder, resolve_model
+from tombola.ticket import Ticket, Weights
 
 LAYERS, HEADS, D = 2, 4, 6
 IDS = torch.tensor([[2, 17, 33, 9, 41], [2, 50, 8, 3, 3], [2, 11, 12, 13, 14]])

@@ -11,12 +11,12 @@ from tombola.anatomy import probe_inputs, read_anatomy
 from tombola.errors import CheckpointError, MaskError, StoreError
 from tombola.gates import hold
 from tombola.mask import Mask
+from tombola.source import fingerprint_files
 from tombola.store import Store, fingerprint
 from tombola.study.jobs import open_lab
 from tombola.study.runs import plan_find
 from tombola.study.settings import resolve
 from tombola.study.steps import training
-from tombola.ticket import fingerprint_files
 
 
 def without_a_head() -> Mask:

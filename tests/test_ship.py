@@ -27,7 +27,8 @@ from tombola.gates import Gates, load
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.portable import portable
-from tombola.ticket import Ticket, Weights, fingerprint_folder
+from tombola.source import fingerprint_folder
+from tombola.ticket import Ticket, Weights
 
 LABELS = ("negative", "positive")
 

@@ -27,13 +27,8 @@ from safetensors.torch import save_file
 from tombola.errors import FingerprintError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.ticket import (
-    Ticket,
-    Weights,
-    fingerprint_folder,
-    locate_weights,
-    resolve_model,
-)
+from tombola.source import fingerprint_folder, resolve_model
+from tombola.ticket import Ticket, Weights, locate_weights
 
 PAGE = Path(__file__).parents[1] / "docs" / "ticket-format.md"
 

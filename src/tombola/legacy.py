@@ -25,7 +25,8 @@ from tombola.anatomy import Anatomy, read_anatomy
 from tombola.errors import MaskError, TombolaError
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.ticket import Ticket, Weights, fingerprint_folder, resolve_model
+from tombola.source import fingerprint_folder, resolve_model
+from tombola.ticket import Ticket, Weights
 
 Names = Mapping[str, str]  # their name of an array -> the parameter it masks
 SHOWN = 8  # problems that are printed; the rest is counted

@@ -10,7 +10,7 @@ from tombola.anatomy import read_anatomy
 from tombola.cut import shrink
 from tombola.errors import TombolaError
 from tombola.mask import Mask
-from tombola.ticket import resolve_model
+from tombola.source import resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

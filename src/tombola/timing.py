@@ -18,7 +18,7 @@ from torch import nn
 from tombola.cut import check_rows
 from tombola.errors import SettingsError, TombolaError
 from tombola.export import ONNX_NAME, count, operations_of, weight_bytes
-from tombola.ticket import resolve_model
+from tombola.source import resolve_model
 
 SHAPES = ((1, 16), (1, 128), (8, 128))  # batch, tokens a row
 LEAST = 0.02  # seconds a turn takes at least: as many passes as that needs

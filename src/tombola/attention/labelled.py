@@ -77,7 +77,7 @@ def maps_of(wanted: Sequence[Identity], kind: str) -> list[Tensor]:
     from transformers import AutoTokenizer
 
     from tombola.objective import load_weights
-    from tombola.ticket import resolve_model
+    from tombola.source import resolve_model
 
     if kind not in KINDS:
         raise DataError("there is no such kind of map", got=kind, expected=", ".join(KINDS))

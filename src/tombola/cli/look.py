@@ -45,7 +45,7 @@ def inspect(
     from tombola.anatomy import Layout, read_anatomy
     from tombola.objective import load_weights
     from tombola.scope import scope_sizes
-    from tombola.ticket import resolve_model
+    from tombola.source import resolve_model
 
     quiet()
     source = resolve_model(model)

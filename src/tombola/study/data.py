@@ -16,6 +16,7 @@ from tombola.anatomy import Layout, read_anatomy
 from tombola.errors import DataError, TombolaError
 from tombola.objective import Objective, load_weights
 from tombola.scope import scope_parameters
+from tombola.source import fingerprint_files, resolve_model
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.tasks import (
@@ -37,7 +38,6 @@ from tombola.tasks import (
     split_selection,
 )
 from tombola.tasks.encode import Encoded, encode
-from tombola.ticket import fingerprint_files, resolve_model
 
 # The data settings that say which rows there are; the others say how they are encoded.
 ROWS_DEPEND_ON = ("train_rows", "selection_rows", "report_rows", "selection_split", "split_seed")

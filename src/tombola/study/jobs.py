@@ -11,6 +11,7 @@ from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.search import SEARCHES
+from tombola.source import fingerprint_folder
 from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, encoded_rows, named, task_data, task_of
@@ -19,7 +20,7 @@ from tombola.study.runs import Found, common_settings, implied, plan_find, plan_
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task
-from tombola.ticket import Ticket, fingerprint_folder
+from tombola.ticket import Ticket
 
 
 def find(

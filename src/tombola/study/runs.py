@@ -11,6 +11,7 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.losses import LOSSES, LossSettings
 from tombola.search.imp import ImpSettings
 from tombola.search.learned import check_learned
+from tombola.source import fingerprint_files, resolve_model
 from tombola.study import ranks
 from tombola.study.cells import Cell, Given, Lab
 from tombola.study.data import check_parts, named, rows_said, source_of, task_of
@@ -21,7 +22,6 @@ from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
-from tombola.ticket import fingerprint_files, resolve_model
 
 if TYPE_CHECKING:
     from tombola.study.chains import Chain

@@ -18,13 +18,14 @@ from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.scope import SCOPES, scope_parameters
 from tombola.search.imp import ImpSettings, Round, Snapshot, cut, order_seed
+from tombola.source import hash_tensor
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.study.steps.tickets import good_ticket
 from tombola.study.steps.training import resumable
-from tombola.ticket import Ticket, Weights, hash_tensor
+from tombola.ticket import Ticket, Weights
 from tombola.train import Stretch, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from tombola.search.controls import CONTROLS, ControlSettings, control, inverted
 from tombola.search.floor import floor_score
 from tombola.search.magnitude import MTrial
 from tombola.search.structured import Trial
+from tombola.source import resolve_model
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
@@ -34,7 +35,7 @@ from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import from_ticket, lesion_seed, run_seeds, taken_ticket, ticket_of
 from tombola.study.steps.training import resumable
 from tombola.tasks.encode import batches
-from tombola.ticket import Ticket, Weights, locate_weights, resolve_model
+from tombola.ticket import Ticket, Weights, locate_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,6 +16,7 @@ from tombola.lesion import LESIONS, copy_values
 from tombola.mask import Mask
 from tombola.objective import load_weights
 from tombola.scope import SCOPES, scope_parameters
+from tombola.source import fingerprint_folder
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
@@ -23,7 +24,7 @@ from tombola.study.kinds import TRAIN_MODES, TrainMode
 from tombola.study.settings import RetrainSettings
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, run_seeds, taken_ticket, write_scores
-from tombola.ticket import Ticket, fingerprint_folder
+from tombola.ticket import Ticket
 from tombola.train import RunSeeds, Stretch, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
