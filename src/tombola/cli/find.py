@@ -64,8 +64,10 @@ class CommonSettings:
         float | None, typer.Option(help="Share of the full score a ticket must hold, in (0, 1].  [default: 0.9]")
     ] = None
     floor_rule: Annotated[str | None, typer.Option(help="fraction_of_full or fraction_above_baseline.")] = None
-    procedure: Annotated[str | None, typer.Option(help="s-prune: joint, heads, mlps, neurons or layers.")] = None
-    sparsity: Annotated[float | None, typer.Option(help="one-shot: removed share of the maskable values, in [0, 1).")] = None
+    procedure: Annotated[str | None, typer.Option(help="s-prune: joint, heads, mlps, neurons, heads+neurons or layers.")] = None
+    sparsity: Annotated[
+        float | None, typer.Option(help="one-shot, or s-prune without a floor: removed share of the maskable values, in [0, 1).")
+    ] = None
     scope: Annotated[str | None, typer.Option(help="Which values are maskable, see `tombola inspect`; body:weights+pooler …")] = (
         None
     )

@@ -16,7 +16,7 @@ from tombola.objective import load_weights
 from tombola.study.cells import Cell, Lab, read_rows
 from tombola.study.data import layout_of
 from tombola.study.jobs import found_ticket
-from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find
+from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find, plan_retrain
 from tombola.study.settings import resolve
 from tombola.tasks import Task
 from tombola.timing import Band, bench_models, runner_of
@@ -89,17 +89,42 @@ class Frontier:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """The cells of one ticket of a frontier: the search with its scores, and its random controls."""
+class Goal:
+    """How far a search goes: to a floor of the score, or down to a sparsity."""
 
     procedure: str
-    floor: float
+    floor: float | None = None
+    sparsity: float | None = None
+
+    def __str__(self) -> str:
+        """As in "joint, floor 0.9" and "neurons, to 50 %"."""
+        to = f"floor {self.floor:g}" if self.sparsity is None else f"to {100 * self.sparsity:.3g} %"
+        return f"{self.procedure}, {to}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the frontier sets."""
+        return {"procedure": self.procedure} | ({"floor": self.floor} if self.sparsity is None else {"sparsity": self.sparsity})
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The cells of one ticket of a frontier: the search with its scores, the training again, and its random controls."""
+
+    goal: Goal
     found: Found
+    retrained: Cell | None
     controls: tuple[Tested, ...]
 
     @property
+    def scored(self) -> Cell:
+        """The cell whose score counts: trained again, where that was asked for."""
+        return self.retrained or self.found.pruned
+
+    @property
     def cells(self) -> list[Cell]:
-        return [*self.found.cells, *(cell for one in self.controls for cell in one.cells)]
+        again = [] if self.retrained is None else [self.retrained]
+        return [*self.found.cells, *again, *(cell for one in self.controls for cell in one.cells)]
 
 
 def plan_frontier(
@@ -107,26 +132,36 @@ def plan_frontier(
     model: str,
     task: str | Task,
     values: dict[str, Any],
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     procedures: Sequence[str] = PROCEDURES,
     floors: Sequence[float] = FLOORS,
+    sparsities: Sequence[float] = (),
     draws: int = 2,
+    retrain: bool = False,
 ) -> list[Planned]:
-    """The cells of every procedure at every floor, on one dense model. Raises: SettingsError, as `resolve`; nothing runs."""
-    wrong = [] if procedures and floors else [TombolaError("nothing is asked for", got=f"{len(procedures)} × {len(floors)}")]
-    wrong += [TombolaError("asked for twice", got=list(x)) for x in (procedures, floors) if len(set(x)) < len(x)]
-    wrong += [TombolaError("procedure and floor are those of the frontier", got=name, next=f"use --{name}s") for name in
-              ("procedure", "floor") if name in values]  # fmt: skip
+    """The cells of every procedure to every floor and sparsity, for each run seed on one dense model; goal by goal.
+
+    retrain: tickets and controls are trained again from the base, as `tombola retrain TICKET` does, and that score counts.
+    Raises: SettingsError, as `resolve`; nothing runs.
+    """
+    goals = [Goal(one, floor=floor) for one in procedures for floor in floors]
+    goals += [Goal(one, sparsity=share) for one in procedures for share in sparsities]
+    wrong = [] if goals else [TombolaError("nothing is asked for", got=f"{len(procedures)} × {len(floors) + len(sparsities)}")]
+    wrong += [TombolaError("asked for twice", got=list(x)) for x in (procedures, floors, sparsities) if len(set(x)) < len(x)]
+    wrong += [
+        TombolaError(f"{name} is set by the frontier itself", got=values[name], next=f"use --{several}")
+        for name, several in (("procedure", "procedures"), ("floor", "floors"), ("sparsity", "sparsities"))
+        if name in values
+    ]
     if wrong:
         raise SettingsError(wrong)
     planned = []
-    for procedure in procedures:
-        for floor in floors:
-            asked = {**implied(task, "s-prune"), **values, "procedure": procedure, "floor": floor}
-            settings = resolve(asked, (seed,), method="s-prune")
-            (found,) = plan_find(lab, model, task, settings, (seed,))
-            controls = plan_controls(found.search, found.dense, ("random",), draws, settings, retrain=False) if draws else []
-            planned.append(Planned(procedure, floor, found, tuple(controls)))
+    for goal in goals:
+        settings = resolve({**implied(task, "s-prune"), **values, **goal.settings}, seeds, method="s-prune")
+        for found in plan_find(lab, model, task, settings, seeds):
+            again = plan_retrain(found.search, found.dense, settings.retrain, keep_weights=True) if retrain else None
+            drawn = plan_controls(found.search, found.dense, ("random",), draws, settings, retrain=retrain) if draws else []
+            planned.append(Planned(goal, found, again, tuple(drawn)))
     return planned
 
 
