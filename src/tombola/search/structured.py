@@ -2,9 +2,9 @@
 holds the floor, or down to a sparsity.
 
 Source: Prasanna et al. 2020, sec. 3.1 and App. B (E2 – E4 of the reproduction's list), for heads and MLPs; neurons, layers and
-a sparsity are ours, by the same rule. A pass over the selection rows under a mask gives its score *and* the importance of what is left,
-so that a step costs one pass. Steps are fractions of all heads (all MLPs) of the model, which makes 14, 7 and 1 of BERT-base's
-144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
+a sparsity are ours, by the same rule. A pass over the selection rows under a mask gives its score *and* the importance of what is
+left, so that a step costs one pass. Steps are fractions of all heads (all MLPs) of the model, which makes 14, 7 and 1 of
+BERT-base's 144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
 """
 
 import math
@@ -62,8 +62,8 @@ class SPruneSettings:
     procedure: Procedure = "joint"
     floor: Annotated[float, Gt(0), Le(1)] = 0.9  # share of the full score the mask must hold, in (0, 1]
     floor_rule: FloorRule = "fraction_of_full"
-    # Down to this removed share, whatever the score; then the floor plays no part. The last step is made smaller so as to end there,
-    # to the part.
+    # Down to this removed share, whatever the score; then the floor plays no part. The last step is made smaller so as to end
+    # there, to the part.
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = field(default=None, metadata=UNSAID)
     stsb_stop_metric: StopMetric = field(default="pearson", metadata=UNSAID)
     importance_reduction: Reduction = "per_example"
@@ -109,8 +109,8 @@ def s_prune(
     largest that removes so much.
 
     The gates' model is the fine-tuned one; its weights are not touched and the gates are open again afterwards.
-    Raises: SearchError when the full model is no better than the majority line (see `floor_score`), unless a sparsity is asked for;
-    then when the parts of the procedure are fewer than that.
+    Raises: SearchError when the full model is no better than the majority line (see `floor_score`), unless a sparsity is asked
+    for; then when the parts of the procedure are fewer than that.
     """
     trials: list[Trial] = []
     anatomy, phases = gates.anatomy, PHASES[settings.procedure]
@@ -169,7 +169,7 @@ def _refuse_beyond(anatomy: Anatomy, units: set[str], settings: SPruneSettings) 
     whole = anatomy.full_mask(*(sorted(units) if "neurons" in units else ["heads", "mlps"]))
     gone = {"heads", "mlps"} if "layers" in units else units
     parts = {name: torch.zeros_like(part) if name in gone else part for name, part in whole.parts().items()}
-    most = anatomy.size(Mask(**parts)).sparsity
+    most = anatomy.size(Mask(**parts, values={})).sparsity
     if most < settings.sparsity - NEAR:
         raise SearchError(
             f"the procedure {settings.procedure} cannot remove so much",

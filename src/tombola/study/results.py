@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.derived import RULES
+from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
 
@@ -149,6 +150,7 @@ class Results:
     magnitudes: tuple[Magnitude, ...] = ()
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
+    frontiers: tuple[Frontier, ...] = ()
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
 
 
@@ -229,6 +231,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
         variants=stands_for,
+        frontiers=tuple(read_frontiers(store, keys)),
         **further,
     )
 
