@@ -142,7 +142,7 @@ def test_the_verb_goes_to_sparsities_over_seeds_and_trains_again(
         assert half[name]["value"] == pytest.approx((rows[stage, kind, 0] + rows[stage, kind, 1]) / 2)
     # what `tombola retrain` would train is there already, with its weights
     code, out, err = run("retrain", half["cells"][0][:12], "--store", store, "--data", data_folder, "--out", tmp_path / "again")
-    assert code == 0 and "0 of" in err + out or "computed" not in err, err
+    assert (code == 0 and "0 of" in err + out) or "computed" not in err, err
 
 
 def test_what_a_frontier_cannot_be_asked(tiny_folder: Path, data_folder: Path, tmp_path: Path, run: Run) -> None:

@@ -14,6 +14,7 @@ from tombola.cli.options import (
     PresetOption,
     Running,
     SeedsOption,
+    TrainingSettings,
     make_lab,
     numbers,
     refuse_filled,

@@ -155,7 +155,10 @@ def measure_frontier(lab: Lab, planned: Sequence[Planned], batch: int = 8, lengt
 
 
 def _runners(lab: Lab, planned: Sequence[Planned]) -> tuple[dict[str, Any], dict[str, float]]:
-    """By goal what is timed, the dense model first, and the sparsity of its ticket. Raises: TombolaError where it cannot be cut."""
+    """By goal what is timed, the dense model first, and the sparsity of its ticket.
+
+    Raises: TombolaError when it cannot be cut.
+    """
     dense, tickets = planned[0].found.dense, [found_ticket(lab, one.found) for one in planned]
     model = load_weights(lab.folder(dense) / "weights", tickets[0].objective, head_seed=0)
     anatomy = read_anatomy(model, layout_of(dense.settings["model"]))
