@@ -35,7 +35,7 @@ POINTS = (
 
 
 def frontier() -> Frontier:
-    return Frontier("m", "t", "accuracy", (0,), False, 8, 128, 1, tuple(mark_dominated(POINTS)))
+    return Frontier("m", "t", "accuracy", (0,), "pruned", 8, 128, 1, tuple(mark_dominated(POINTS)))
 
 
 def test_what_is_dominated() -> None:
@@ -87,7 +87,7 @@ def part() -> Part:
 
 
 def test_what_a_page_says_of_a_frontier_is_escaped_and_a_page_without_one_has_no_section() -> None:
-    odd = Frontier("<m>", "t", "accuracy", (0, 1), True, 8, 128, 1, frontier().points)
+    odd = Frontier("<m>", "t", "accuracy", (0, 1), "retrained", 8, 128, 1, frontier().points)
     page = render(Results((), (), frontiers=(odd,)))
     assert "<m>" not in page and "&lt;m&gt;" in page and 'id="frontier"' in page and "data-all-seeds" in page
     assert 'id="frontier"' not in render(Results((), ()))
@@ -97,10 +97,10 @@ def test_a_measured_frontier_is_kept_and_the_next_measurement_of_the_same_cells_
     store = Store(tmp_path / "store")
     keep_frontier(store, frontier())
     assert read_frontiers(store) == [frontier()] == list(collect(store).frontiers)
-    faster = Frontier("m", "t", "accuracy", (0,), False, 8, 128, 1, (point("dense", 0.9, 50, 100), *frontier().points[1:]))
+    faster = Frontier("m", "t", "accuracy", (0,), "pruned", 8, 128, 1, (point("dense", 0.9, 50, 100), *frontier().points[1:]))
     keep_frontier(store, faster)
-    keep_frontier(store, Frontier("m", "t", "accuracy", (0,), False, 1, 16, 1, POINTS))
-    assert read_frontiers(store) == [Frontier("m", "t", "accuracy", (0,), False, 1, 16, 1, POINTS), faster]
+    keep_frontier(store, Frontier("m", "t", "accuracy", (0,), "pruned", 1, 16, 1, POINTS))
+    assert read_frontiers(store) == [Frontier("m", "t", "accuracy", (0,), "pruned", 1, 16, 1, POINTS), faster]
     assert read_frontiers(store, {"dense" * 3, "a" * 3}) == []
 
 

@@ -78,7 +78,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a shipped model or a ticket with its card to the Hub, when you say so."""
-    from tombola.export import hub_files, push_to_hub
+    from tombola.hub import hub_files, push_to_hub
 
     files = [str(file) for file in hub_files(folder, repo)]
     done = None

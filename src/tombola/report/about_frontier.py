@@ -68,9 +68,9 @@ def _figure(found: Frontier) -> Figure:
     label = f"{found.metric} against time, {found.task}"
     svg = charts.scatter_chart(spots, sorted(drawn), label=label, x_label=f"ms for {found.batch} × {found.length} tokens")
     threads = count(found.threads, "thread")
-    again = "trained again, " if found.retrained else ""
+    stage = {"retrained": "trained again, ", "tuned": "masks tuned, "}.get(found.stage, "")
     caption = (
-        f"{found.metric}, {again}{dense.n} rows, {count(len(found.seeds), 'seed')}; {threads}, noise ± {100 * dense.noise:.0f} %"
+        f"{found.metric}, {stage}{dense.n} rows, {count(len(found.seeds), 'seed')}; {threads}, noise ± {100 * dense.noise:.0f} %"
     )
     return Figure(f"{found.task} ({found.model})", svg, caption, natural=True)
 

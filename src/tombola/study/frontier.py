@@ -23,7 +23,7 @@ class Point:
     """The tickets of one goal, one a seed; the dense model is the point of goal "dense".
 
     Size and time are those of the first seed's ticket. Scores are on the rows that are reported, means over seeds (and draws)
-    with an interval over rows; of tickets that were trained again, after it.
+    with an interval over rows.
     """
 
     goal: str  # as in "joint, floor 0.9"
@@ -54,7 +54,7 @@ class Frontier:
     task: str
     metric: str
     seeds: tuple[int, ...]
-    retrained: bool
+    stage: str  # of the tickets that are scored: "pruned", "tuned" or "retrained"
     batch: int
     length: int
     threads: int
@@ -122,7 +122,7 @@ def mark_dominated(points: Sequence[Point]) -> list[Point]:
 
 def keep_frontier(store: Store, found: Frontier) -> None:
     """Writes a measured frontier, in place of an earlier measurement of the same cells at the same shape."""
-    of = [[one.cells for one in found.points], found.batch, found.length, found.threads]
+    of = [[one.cells for one in found.points], found.stage, found.batch, found.length, found.threads]
     file = store.root / FOLDER / f"{fingerprint(of)}.json"
     file.parent.mkdir(exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")

@@ -21,7 +21,7 @@ from tombola.study.cells import Cell, Lab
 from tombola.study.data import layout_of
 from tombola.study.frontier import Frontier, Point, keep_frontier, mark_dominated
 from tombola.study.jobs import found_ticket
-from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find, plan_retrain
+from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find, plan_retrain, plan_tuned
 from tombola.study.settings import resolve
 from tombola.study.steps.shared import read_predictions
 from tombola.study.verdicts import score_of
@@ -53,22 +53,18 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The cells of one ticket of a frontier: the search with its scores, the training again, and its random controls."""
+    """The cells of one ticket of a frontier: the search, its random controls, and the cells whose scores count."""
 
     goal: Goal
     found: Found
-    retrained: Cell | None
+    scored: Cell
     controls: tuple[Tested, ...]
-
-    @property
-    def scored(self) -> Cell:
-        """The cell whose score counts: trained again, where that was asked for."""
-        return self.retrained or self.found.pruned
+    random: tuple[Cell, ...]  # what is scored of each control
 
     @property
     def cells(self) -> list[Cell]:
-        again = [] if self.retrained is None else [self.retrained]
-        return [*self.found.cells, *again, *(cell for one in self.controls for cell in one.cells)]
+        controls = [cell for one in self.controls for cell in one.cells]
+        return [*self.found.cells, self.scored, *controls, *self.random]
 
 
 def plan_frontier(
@@ -82,16 +78,21 @@ def plan_frontier(
     sparsities: Sequence[float] = (),
     draws: int = 2,
     retrain: bool = False,
+    tune: bool = False,
 ) -> list[Planned]:
     """The cells of every procedure to every floor and sparsity, for each run seed on one dense model; goal by goal.
 
     retrain: tickets and controls are trained again from the base, as `tombola retrain TICKET` does, and that score counts.
+    tune: what they keep is scaled instead (`tombola.tuned`), and that score counts.
     Raises: SettingsError, as `resolve`; nothing runs.
     """
     goals = [Goal(one, floor=floor) for one in procedures for floor in floors]
     goals += [Goal(one, sparsity=share) for one in procedures for share in sparsities]
     wrong = [] if goals else [TombolaError("nothing is asked for", got=f"{len(procedures)} × {len(floors) + len(sparsities)}")]
     wrong += [TombolaError("asked for twice", got=list(x)) for x in (procedures, floors, sparsities) if len(set(x)) < len(x)]
+    wrong += (
+        [TombolaError("what is trained again is not tuned", got="both", expected="one of the two")] if retrain and tune else []
+    )
     wrong += [
         TombolaError(f"{name} is set by the frontier itself", got=values[name], next=f"use --{several}")
         for name, several in (("procedure", "procedures"), ("floor", "floors"), ("sparsity", "sparsities"))
@@ -103,9 +104,18 @@ def plan_frontier(
     for goal in goals:
         settings = resolve({**implied(task, "s-prune"), **values, **goal.settings}, seeds, method="s-prune")
         for found in plan_find(lab, model, task, settings, seeds):
-            again = plan_retrain(found.search, found.dense, settings.retrain, keep_weights=True) if retrain else None
             drawn = plan_controls(found.search, found.dense, ("random",), draws, settings, retrain=retrain) if draws else []
-            planned.append(Planned(goal, found, again, tuple(drawn)))
+            if retrain:
+                scored = plan_retrain(found.search, found.dense, settings.retrain, keep_weights=True)
+                random = tuple(one.retrained for one in drawn if one.retrained is not None)
+            elif tune:
+                scored, random = (
+                    plan_tuned(found.search, found.dense),
+                    tuple(plan_tuned(one.ticket, found.dense) for one in drawn),
+                )
+            else:
+                scored, random = found.pruned, tuple(one.pruned for one in drawn)
+            planned.append(Planned(goal, found, scored, tuple(drawn), random))
     return planned
 
 
@@ -134,7 +144,7 @@ def measure_frontier(lab: Lab, planned: Sequence[Planned], batch: int = 8, lengt
 
     points = [point("dense", dense, _reported(lab, dense, first.metric), None)]
     for of in by_goal:
-        drawn = [each.retrained or each.pruned for one in of for each in one.controls]
+        drawn = [each for one in of for each in one.random]
         random = _reported(lab, drawn, first.metric) if drawn else None
         scored = _reported(lab, [one.scored for one in of], first.metric)
         points.append(point(str(of[0].goal), [one.found.search for one in of], scored, random))
@@ -144,7 +154,7 @@ def measure_frontier(lab: Lab, planned: Sequence[Planned], batch: int = 8, lengt
         task=str(settings["data"]["task"]),
         metric=first.metric,
         seeds=tuple(one.found.seed for one in by_goal[0]),
-        retrained=planned[0].retrained is not None,
+        stage={"retrain": "retrained", "tune": "tuned"}.get(planned[0].scored.step, "pruned"),
         batch=batch,
         length=length,
         threads=torch.get_num_threads(),

@@ -320,6 +320,8 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
             flat["mask"] = RULES[one.settings["rule"]].family
+        if one.step in ("evaluate", "retrain", "tune"):  # said of all, so that what is scaled is not averaged with what is not
+            flat["mask_tuning"] = one.step == "tune"
         if one.step == "retrain":
             flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
         if "start" in one.settings:
