@@ -36,6 +36,9 @@ def ship(
     with_code: Annotated[
         bool, typer.Option("--with-code", help="hf: also write the loader, for trust_remote_code without tombola.")
     ] = False,
+    tune_masks: Annotated[
+        bool, typer.Option("--tune-masks", help="Scale what is kept by least squares on the selection rows (Kwon et al. 2022).")
+    ] = False,
     store: StoreOption = STORE,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -44,15 +47,20 @@ def ship(
     from tombola.errors import SettingsError, TombolaError
     from tombola.export import foretell, refuse
     from tombola.export import ship as write
-    from tombola.study.jobs import read_ticket
+    from tombola.study.jobs import tested_ticket, tuned_factors
 
     if groups not in ("refuse", "fill"):
         raise SettingsError([TombolaError("unknown way with groups", got=groups, expected="refuse or fill")])
+    if tune_masks and weights != "found_on":
+        problem = TombolaError("masks are tuned on the weights they were found on", got=weights, expected="--weights found_on")
+        raise SettingsError([problem])
     refuse(out, to, with_code)
-    taken = read_ticket(make_lab(store, data), ticket)
+    lab = make_lab(store, data)
+    taken = tested_ticket(lab, ticket)
     if (said := foretell(taken, to)) is not None:
         say(said)
-    shipped = write(taken, out, to, weights, groups=groups, code=with_code)  # type: ignore[arg-type]
+    factors = tuned_factors(lab, ticket) if tune_masks else None
+    shipped = write(taken, out, to, weights, groups=groups, code=with_code, factors=factors)  # type: ignore[arg-type]
     if as_json:
         print_json(shipped.as_json())
         return
@@ -152,6 +160,9 @@ def frontier(
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train tickets and controls again from the base; that score counts.")
     ] = False,
+    tune_masks: Annotated[
+        bool, typer.Option("--tune-masks", help="Scale what they keep by least squares instead; that score counts.")
+    ] = False,
     draws: Annotated[int, typer.Option(help="Random controls of each ticket.", min=0)] = 2,
     seeds: SeedsOption = "0",
     shape: Annotated[str, typer.Option(help="What is timed: ROWSxTOKENS.")] = "8x128",
@@ -179,7 +190,9 @@ def frontier(
         read_target(target)  # what is no target is said before anything runs
     values, _ = split_seeds(training.given() | run.settings())
     lab = run.lab()
-    planned = plan_frontier(lab, model, rows.task(task), values, numbers(seeds), words(procedures), asked, shares, draws, retrain)
+    planned = plan_frontier(
+        lab, model, rows.task(task), values, numbers(seeds), words(procedures), asked, shares, draws, retrain, tune_masks
+    )
     cells = [cell for one in planned for cell in one.cells]
     if run.dry_run:
         print_plan(lab, cells, run.as_json)

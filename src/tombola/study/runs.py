@@ -160,7 +160,7 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
 
 
 def plan_tuned(ticket: Cell | Given, dense: Cell) -> Cell:
-    """The cell of mask tuning: what the ticket keeps of the weights of `dense` is scaled by least squares on its selection rows."""
+    """The cell of mask tuning: what the ticket keeps of the weights of `dense` is scaled, by least squares on selection rows."""
     return step_cell("tune", shared_settings(dense) | {"tuning": {"damp": DAMP, "limit": LIMIT}}, ticket=ticket, weights=dense)
 
 
