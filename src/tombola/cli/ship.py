@@ -169,6 +169,7 @@ def frontier(
     rounds: Annotated[int, typer.Option(help="Rounds of turns of the clock.", min=1)] = 9,
     target: Annotated[str | None, typer.Option(help='Pick the ticket for it: "50 ms", or "1 point" lost.')] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the page of its cells here.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     training: TrainingSettings,
     rows: OwnRows,
     run: Running,
@@ -209,6 +210,12 @@ def frontier(
         print_json(found.as_json() | {"picked": None if picked is None else picked.cells[0]})
         return
     dense = found.points[0]
+    if markdown:
+        from tombola.report.about_frontier import frontier_table
+        from tombola.report.export import markdown as written
+
+        print(written(frontier_table([found])))
+        return
     table = [
         (
             one.goal, f"{one.sparsity:.3f}", one.score.text, "" if one.random is None else one.random.text,

@@ -1,11 +1,12 @@
 """Score against latency and size: the frontiers that were measured on a store."""
 
+from collections.abc import Sequence
+
 from tombola.report import charts
 from tombola.report.cases import Study
 from tombola.report.charts import Spot
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import count
-from tombola.stats import Estimate
 from tombola.study.frontier import Frontier, Point
 
 HEAD = (
@@ -29,13 +30,6 @@ def frontier_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     if not found:
         return ()
     figures = tuple(_figure(one) for one in found)
-    rows = tuple(_row(one, point) for one in found for point in one.points)
-    note = (
-        "Scores are on report rows; the interval is for other rows and these very seeds. Time: of a forward pass, median over "
-        "rounds in which all models take turns, with an interval over rounds; less apart than the noise is no difference. Size "
-        "and time are those of the first seed’s ticket. Dominated: another one scores as much, is as fast and as small, and "
-        "better in one of these."
-    )
     return (
         Part(
             anchor,
@@ -44,11 +38,23 @@ def frontier_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "Each ticket shrunk and timed. Hollow: dominated by another one. Dashed: random controls of the same sizes.",
             legend=(("full", "dense"), ("good", "good"), ("random", "random")),
             figures=(figures,),
-            tables=(Table("Score against latency and size", HEAD, rows, note=note, stubs=3),),
+            tables=(frontier_table(found),),
             cells=tuple(dict.fromkeys(key for one in found for point in one.points for key in point.cells)),
             all_seeds=any(len(one.seeds) > 1 for one in found),
         ),
     )
+
+
+def frontier_table(found: Sequence[Frontier]) -> Table:
+    """All points of these frontiers with all their numbers."""
+    rows = tuple(_row(one, point) for one in found for point in one.points)
+    note = (
+        "Scores are on report rows; the interval is for other rows and these very seeds. Time: of a forward pass, median over "
+        "rounds in which all models take turns, with an interval over rounds; less apart than the noise is no difference. Size "
+        "and time are those of the first seed’s ticket. Dominated: another one scores as much, is as fast and as small, and "
+        "better in one of these."
+    )
+    return Table("Score against latency and size", HEAD, rows, note=note, stubs=3)
 
 
 def _figure(found: Frontier) -> Figure:
@@ -76,11 +82,11 @@ def _figure(found: Frontier) -> Figure:
 
 
 def _told(one: Point, dense: Point, metric: str) -> str:
-    lines = [one.goal, f"{metric} {_spread(one.score)}", f"{1e3 * one.seconds.median:.1f} ms, {one.against_dense.text} of dense"]
+    lines = [one.goal, f"{metric} {one.score.text}", f"{1e3 * one.seconds.median:.1f} ms, {one.against_dense.text} of dense"]
     lines += [
         f"{100 * one.parameters / dense.parameters:.0f} % of the parameters, {100 * one.flops / dense.flops:.0f} % of operations"
     ]
-    lines += [] if one.random is None else [f"random {_spread(one.random)}"]
+    lines += [] if one.random is None else [f"random {one.random.text}"]
     return "\n".join([*lines, "dominated"] if one.dominated else lines)
 
 
@@ -88,11 +94,7 @@ def _row(found: Frontier, one: Point) -> tuple[str, ...]:
     dense = found.points[0]
     shape = f"{found.batch}×{found.length}"
     return (
-        found.model, found.task, one.goal, _spread(one.score), "" if one.random is None else _spread(one.random),
+        found.model, found.task, one.goal, one.score.text, "" if one.random is None else one.random.text,
         f"{one.sparsity:.3f}", f"{1e3 * one.seconds.median:.1f} ms ({shape})", one.against_dense.text,
         f"{one.flops / dense.flops:.2f}", f"{one.parameters / dense.parameters:.2f}", "dominated" if one.dominated else "",
     )  # fmt: skip
-
-
-def _spread(score: Estimate) -> str:
-    return score.text
