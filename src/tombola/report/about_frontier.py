@@ -9,19 +9,7 @@ from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import count
 from tombola.study.frontier import Frontier, Point
 
-HEAD = (
-    "Model",
-    "Task",
-    "Ticket",
-    "Score, 95 % over rows",
-    "Random control",
-    "Sparsity",
-    "Time",
-    "Time, of dense",
-    "Operations, of dense",
-    "Parameters, of dense",
-    "",
-)
+HEAD = ("Task", "Ticket", "Score", "Random control", "Sparsity", "Time, ms", "of dense", "Operations", "Parameters", "")
 
 
 def frontier_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -47,14 +35,16 @@ def frontier_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 
 def frontier_table(found: Sequence[Frontier]) -> Table:
     """All points of these frontiers with all their numbers."""
-    rows = tuple(_row(one, point) for one in found for point in one.points)
+    several = len({one.model for one in found}) > 1
+    shapes = len({(one.batch, one.length) for one in found}) > 1
+    rows = tuple(_row(one, point, several, shapes) for one in found for point in one.points)
     note = (
-        "Scores are on report rows; the interval is for other rows and these very seeds. Time: of a forward pass, median over "
-        "rounds in which all models take turns, with an interval over rounds; less apart than the noise is no difference. Size "
-        "and time are those of the first seed’s ticket. Dominated: another one scores as much, is as fast and as small, and "
-        "better in one of these."
+        "Scores are on report rows; the 95 % interval is for other rows and these very seeds. Time: of a forward pass, median "
+        "over rounds in which all models take turns, with an interval over rounds; less apart than the noise is no difference. "
+        "Operations and parameters as shares of the dense model’s. Size and time are those of the first seed’s ticket. Dominated: "
+        "another one scores as much, is as fast and as small, and better in one of these."
     )
-    return Table("Score against latency and size", HEAD, rows, note=note, stubs=3)
+    return Table("Score against latency and size", HEAD, rows, note=note, stubs=2)
 
 
 def _figure(found: Frontier) -> Figure:
@@ -90,11 +80,11 @@ def _told(one: Point, dense: Point, metric: str) -> str:
     return "\n".join([*lines, "dominated"] if one.dominated else lines)
 
 
-def _row(found: Frontier, one: Point) -> tuple[str, ...]:
+def _row(found: Frontier, one: Point, several: bool, shapes: bool) -> tuple[str, ...]:
     dense = found.points[0]
-    shape = f"{found.batch}×{found.length}"
+    task = found.task + (f" ({found.model})" if several else "") + (f", {found.batch}×{found.length}" if shapes else "")
     return (
-        found.model, found.task, one.goal, one.score.text, "" if one.random is None else one.random.text,
-        f"{one.sparsity:.3f}", f"{1e3 * one.seconds.median:.1f} ms ({shape})", one.against_dense.text,
-        f"{one.flops / dense.flops:.2f}", f"{one.parameters / dense.parameters:.2f}", "dominated" if one.dominated else "",
+        task, one.goal, one.score.text, "" if one.random is None else one.random.text, f"{one.sparsity:.3f}",
+        f"{1e3 * one.seconds.median:.1f}", one.against_dense.text, f"{one.flops / dense.flops:.2f}",
+        f"{one.parameters / dense.parameters:.2f}", "dominated" if one.dominated else "",
     )  # fmt: skip

@@ -107,7 +107,8 @@ def tuned_factors(lab: Lab, name: str) -> dict[str, Tensor]:
     """
     cell = plan_tuned(resolve_ticket(lab, name), _found_on(lab, name))
     lab.run([cell])
-    return load_file(lab.folder(cell) / "factors.safetensors")
+    factors: dict[str, Tensor] = load_file(lab.folder(cell) / "factors.safetensors")
+    return factors
 
 
 def _measured(lab: Lab, cell: Cell, what: str) -> list[dict[str, Any]]:
