@@ -362,5 +362,5 @@ def test_what_has_no_interval_over_rows_says_why() -> None:
 
 def test_a_band_is_a_median_between_two_of_the_values() -> None:
     # of 9 throws of a coin fewer than 2 heads come in 10 of 512 cases, fewer than 3 in 46: the second from each end
-    assert band([9.0, 1, 2, 3, 4, 5, 6, 7, 8]).text == "5.00 (2.00 to 8.00)"
+    assert band([9.0, *map(float, range(1, 9))]).text == "5.00 (2.00 to 8.00)"
     assert band([3.0]).text == "3.00 (3.00 to 3.00)"

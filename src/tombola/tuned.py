@@ -259,8 +259,9 @@ def _measure(
     weight = products = targets = None
     if site is not None:
         module: Any = model.get_submodule(site.path)
-        weight = site.projection.rows(module.weight).detach().double()[:, site.columns.to(module.weight.device)]
-        bias = None if module.bias is None else module.bias.detach().double()[site.projection.channels()]
+        kind = torch.promote_types(module.weight.dtype, torch.float32)  # of a batch's sums; over batches they are added in fp64
+        weight = site.projection.rows(module.weight).detach().to(kind)[:, site.columns.to(module.weight.device)]
+        bias = None if module.bias is None else module.bias.detach().to(kind)[site.projection.channels()]
         products = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
         targets = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for _, inputs in batches():
@@ -270,7 +271,7 @@ def _measure(
             gates.set(gates.anatomy.full_mask())
             model(**features)
             assert switch.given is not None
-            b = switch.given.flatten(0, -2).double()[:, site.projection.channels()]
+            b = switch.given.flatten(0, -2).to(kind)[:, site.projection.channels()]
             b = b if bias is None else b - bias
         gates.set(mask)
         switch.on = True
@@ -278,17 +279,17 @@ def _measure(
         total, rows = total + float(summed_loss(logits, inputs["labels"])), rows + len(logits)
         if site is not None and weight is not None and products is not None and targets is not None:
             assert switch.taken is not None
-            z = switch.taken.flatten(0, -2).double()[:, site.columns.to(weight.device)]
+            z = switch.taken.flatten(0, -2).to(kind)[:, site.columns.to(weight.device)]
             real = features.get("attention_mask")
             if real is not None and real.numel() == len(z):  # padding is no token
                 z, b = z[real.flatten().bool()], b[real.flatten().bool()]
-            products += z.T @ z
-            targets += (z * (b @ weight)).sum(0)
-            length += float(b.square().sum())
+            products += (z.T @ z).double()
+            targets += (z * (b @ weight)).double().sum(0)
+            length += float(b.double().square().sum())
     switch.path, switch.on, switch.taken, switch.given = "", False, None, None
     if site is None or weight is None or products is None or targets is None:
         return total / rows, None
     belongs = torch.zeros(len(site.part), int(site.part.max()) + 1, dtype=torch.float64)
     belongs[torch.arange(len(site.part)), site.part] = 1.0
-    of_pairs = (products * (weight.T @ weight)).cpu()
+    of_pairs = (products * (weight.double().T @ weight.double())).cpu()
     return total / rows, Equations(belongs.T @ of_pairs @ belongs, belongs.T @ targets.cpu(), length)

@@ -41,8 +41,8 @@ def frontier_table(found: Sequence[Frontier]) -> Table:
     note = (
         "Scores are on report rows; the 95 % interval is for other rows and these very seeds. Time: of a forward pass, median "
         "over rounds in which all models take turns, with an interval over rounds; less apart than the noise is no difference. "
-        "Operations and parameters as shares of the dense model’s. Size and time are those of the first seed’s ticket. Dominated: "
-        "another one scores as much, is as fast and as small, and better in one of these."
+        "Operations and parameters as shares of the dense model’s. Size and time are those of the first seed’s ticket. "
+        "Dominated: another one scores as much, is as fast and as small, and better in one of these."
     )
     return Table("Score against latency and size", HEAD, rows, note=note, stubs=2)
 
