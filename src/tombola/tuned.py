@@ -248,48 +248,61 @@ class Equations:
         return max(left, 0.0) / self.length if self.length > 0 else 0.0
 
 
+class _Sums:
+    """AᵀA, Aᵀb and ‖b‖² of one site, batch by batch.
+
+    Column p of A is W[:, p] Z[p] of each token; so AᵀA is ZᵀZ ∘ WᵀW, summed over the columns of each pair of parts.
+    Of a batch they are made in the type of the model, and added up in fp64.
+    """
+
+    def __init__(self, model: nn.Module, site: Site) -> None:
+        module: Any = model.get_submodule(site.path)
+        place, kind = module.weight.device, torch.promote_types(module.weight.dtype, torch.float32)
+        self.site, self.columns, self.channels = site, site.columns.to(place), site.projection.channels().to(place)
+        self.weight = site.projection.rows(module.weight).detach().to(kind)[:, self.columns]
+        self.bias = 0.0 if module.bias is None else module.bias.detach().to(kind)[self.channels]
+        n = len(self.columns)
+        self.products = torch.zeros(n, n, dtype=torch.float64, device=place)
+        self.targets = torch.zeros(n, dtype=torch.float64, device=place)
+        self.length = 0.0
+
+    def add(self, taken: Tensor, given: Tensor, real: Tensor | None) -> None:
+        """taken: what the projection takes in under the mask; given: what it gives out in the dense model; real: no padding."""
+        z = taken.flatten(0, -2).to(self.weight)[:, self.columns]
+        b = given.flatten(0, -2).to(self.weight)[:, self.channels] - self.bias
+        if real is not None and real.numel() == len(z):
+            z, b = z[real.flatten().bool()], b[real.flatten().bool()]
+        self.products += (z.T @ z).double()
+        self.targets += (z * (b @ self.weight)).double().sum(0)
+        self.length += float(b.double().square().sum())
+
+    def equations(self) -> Equations:
+        weight, part = self.weight.double(), self.site.part
+        belongs = torch.zeros(len(part), int(part.max()) + 1, dtype=torch.float64)
+        belongs[torch.arange(len(part)), part] = 1.0
+        products = (self.products * (weight.T @ weight)).cpu()
+        return Equations(belongs.T @ products @ belongs, belongs.T @ self.targets.cpu(), self.length)
+
+
 def _measure(
     model: nn.Module, gates: Gates, mask: Mask, batches: Batches, switch: _Switch, site: Site | None
 ) -> tuple[float, Equations | None]:
-    """The mean loss of a row under the mask and the factors so far, and the equations of one site, from the same passes.
-
-    Column p of A is W[:, p] Z[p] of each token; so AᵀA is ZᵀZ ∘ WᵀW, summed over the columns of each pair of parts.
-    """
-    total, rows, length = 0.0, 0, 0.0
-    weight = products = targets = None
-    if site is not None:
-        module: Any = model.get_submodule(site.path)
-        kind = torch.promote_types(module.weight.dtype, torch.float32)  # of a batch's sums; over batches they are added in fp64
-        weight = site.projection.rows(module.weight).detach().to(kind)[:, site.columns.to(module.weight.device)]
-        bias = None if module.bias is None else module.bias.detach().to(kind)[site.projection.channels()]
-        products = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
-        targets = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    """The mean loss of a row under the mask and the factors so far, and the equations of one site, from the same passes."""
+    total, rows = 0.0, 0
+    sums, switch.path = (None, "") if site is None else (_Sums(model, site), site.path)
     for _, inputs in batches():
         features = {name: value for name, value in inputs.items() if name != "labels"}
-        switch.path, switch.on = "" if site is None else site.path, False
-        if site is not None and weight is not None and products is not None and targets is not None:
+        given = None
+        if sums is not None:
+            switch.on = False
             gates.set(gates.anatomy.full_mask())
             model(**features)
-            assert switch.given is not None
-            b = switch.given.flatten(0, -2).to(kind)[:, site.projection.channels()]
-            b = b if bias is None else b - bias
-        gates.set(mask)
+            given = switch.given
         switch.on = True
+        gates.set(mask)
         logits = cast(Any, model(**features)).logits
         total, rows = total + float(summed_loss(logits, inputs["labels"])), rows + len(logits)
-        if site is not None and weight is not None and products is not None and targets is not None:
-            assert switch.taken is not None
-            z = switch.taken.flatten(0, -2).to(kind)[:, site.columns.to(weight.device)]
-            real = features.get("attention_mask")
-            if real is not None and real.numel() == len(z):  # padding is no token
-                z, b = z[real.flatten().bool()], b[real.flatten().bool()]
-            products += (z.T @ z).double()
-            targets += (z * (b @ weight)).double().sum(0)
-            length += float(b.double().square().sum())
+        if sums is not None and switch.taken is not None and given is not None:
+            sums.add(switch.taken, given, features.get("attention_mask"))
     switch.path, switch.on, switch.taken, switch.given = "", False, None, None
-    if site is None or weight is None or products is None or targets is None:
-        return total / rows, None
-    belongs = torch.zeros(len(site.part), int(site.part.max()) + 1, dtype=torch.float64)
-    belongs[torch.arange(len(site.part)), site.part] = 1.0
-    of_pairs = (products * (weight.double().T @ weight.double())).cpu()
-    return total / rows, Equations(belongs.T @ of_pairs @ belongs, belongs.T @ targets.cpu(), length)
+    return total / rows, None if sums is None else sums.equations()
