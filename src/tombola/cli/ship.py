@@ -189,10 +189,10 @@ def frontier(
         raise SettingsError([problem]) from None
     if target is not None:
         read_target(target)  # what is no target is said before anything runs
-    values, _ = split_seeds(training.given() | run.settings())
+    values, own = split_seeds(training.given() | run.settings())
     lab = run.lab()
     planned = plan_frontier(
-        lab, model, rows.task(task), values, numbers(seeds), words(procedures), asked, shares, draws, retrain, tune_masks
+        lab, model, rows.task(task), values, numbers(seeds), words(procedures), asked, shares, draws, retrain, tune_masks, own
     )
     cells = [cell for one in planned for cell in one.cells]
     if run.dry_run:
@@ -214,8 +214,7 @@ def frontier(
         from tombola.report.about_frontier import frontier_table
         from tombola.report.export import markdown as written
 
-        print(written(frontier_table([found])))
-        return
+        print(written(frontier_table([found])), end="")
     table = [
         (
             one.goal, f"{one.sparsity:.3f}", one.score.text, "" if one.random is None else one.random.text,
@@ -225,7 +224,8 @@ def frontier(
         for one in found.points
     ]  # fmt: skip
     columns = ("ticket", "sparsity", found.metric, "random", "ms", "time", "operations", "parameters", "", "cell")
-    print_table(f"{found.model}, {found.task}: {batch}x{length}, noise {dense.noise:.2f}", columns, table)
+    if not markdown:
+        print_table(f"{found.model}, {found.task}: {batch}x{length}, noise {dense.noise:.2f}", columns, table)
     if picked is not None:
         print(f"{target}: {picked.goal}, cell {picked.cells[0][:12]}")
         if picked is not dense:

@@ -4,7 +4,7 @@ and timed, with random controls.
 What is searched, trained, scored and drawn are cells of the store, like any find; what is timed is measured anew each time, here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,10 +20,9 @@ from tombola.stats import Estimate
 from tombola.study.cells import Cell, Lab
 from tombola.study.data import layout_of
 from tombola.study.frontier import Frontier, Point, keep_frontier, mark_dominated
-from tombola.study.jobs import found_ticket
 from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find, plan_retrain, plan_tuned
 from tombola.study.settings import resolve
-from tombola.study.steps.shared import read_predictions
+from tombola.study.steps.shared import read_predictions, ticket_of
 from tombola.study.verdicts import score_of
 from tombola.tasks import Task
 from tombola.timing import bench_models, runner_of
@@ -79,6 +78,7 @@ def plan_frontier(
     draws: int = 2,
     retrain: bool = False,
     tune: bool = False,
+    own_seeds: Mapping[str, int] | None = None,
 ) -> list[Planned]:
     """The cells of every procedure to every floor and sparsity, for each run seed on one dense model; goal by goal.
 
@@ -90,9 +90,8 @@ def plan_frontier(
     goals += [Goal(one, sparsity=share) for one in procedures for share in sparsities]
     wrong = [] if goals else [TombolaError("nothing is asked for", got=f"{len(procedures)} × {len(floors) + len(sparsities)}")]
     wrong += [TombolaError("asked for twice", got=list(x)) for x in (procedures, floors, sparsities) if len(set(x)) < len(x)]
-    wrong += (
-        [TombolaError("what is trained again is not tuned", got="both", expected="one of the two")] if retrain and tune else []
-    )
+    if retrain and tune:
+        wrong.append(TombolaError("what is trained again is not tuned", got="both", expected="one of the two"))
     wrong += [
         TombolaError(f"{name} is set by the frontier itself", got=values[name], next=f"use --{several}")
         for name, several in (("procedure", "procedures"), ("floor", "floors"), ("sparsity", "sparsities"))
@@ -102,17 +101,15 @@ def plan_frontier(
         raise SettingsError(wrong)
     planned = []
     for goal in goals:
-        settings = resolve({**implied(task, "s-prune"), **values, **goal.settings}, seeds, method="s-prune")
+        settings = resolve({**implied(task, "s-prune"), **values, **goal.settings}, seeds, own_seeds, method="s-prune")
         for found in plan_find(lab, model, task, settings, seeds):
             drawn = plan_controls(found.search, found.dense, ("random",), draws, settings, retrain=retrain) if draws else []
             if retrain:
                 scored = plan_retrain(found.search, found.dense, settings.retrain, keep_weights=True)
                 random = tuple(one.retrained for one in drawn if one.retrained is not None)
             elif tune:
-                scored, random = (
-                    plan_tuned(found.search, found.dense),
-                    tuple(plan_tuned(one.ticket, found.dense) for one in drawn),
-                )
+                scored = plan_tuned(found.search, found.dense)
+                random = tuple(plan_tuned(one.ticket, found.dense) for one in drawn)
             else:
                 scored, random = found.pruned, tuple(one.pruned for one in drawn)
             planned.append(Planned(goal, found, scored, tuple(drawn), random))
@@ -169,7 +166,7 @@ def _runners(lab: Lab, planned: Sequence[Planned]) -> tuple[dict[str, Any], dict
 
     Raises: TombolaError when it cannot be cut.
     """
-    dense, tickets = planned[0].found.dense, [found_ticket(lab, one.found) for one in planned]
+    dense, tickets = planned[0].found.dense, [ticket_of(lab, one.found.search) for one in planned]
     model = load_weights(lab.folder(dense) / "weights", tickets[0].objective, head_seed=0)
     anatomy = read_anatomy(model, layout_of(dense.settings["model"]))
     runners, sparsities = {"dense": runner_of("dense", model)}, {"dense": 0.0}
