@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from measure import Figure, Setup, evenly, tuned
-from tombola.anatomy import Anatomy
-from tombola.cut import outputs_of, parity, shrink
+from tombola.anatomy import Anatomy, read_anatomy
+from tombola.cut import outputs_of, parity, prove_same, shrink
 from tombola.gates import Gates
 from tombola.mask import Mask
+from tombola.objective import load_weights
 from tombola.search.structured import SPruneSettings, s_prune
 from tombola.tasks import get_task, load_rows
 from tombola.tasks.encode import encode
@@ -53,7 +54,9 @@ def ship(setup: Setup, _: str) -> list[Figure]:
     figures.append(
         Figure("ship", "", "apply, ms", [median(seconds)], "milliseconds of the processor to shrink the loaded model in memory")
     )
-    figures.append(Figure("ship", "", "find to save, s", [find_to_save(setup)], f"seconds, {SELECTION_ROWS} selection rows"))
+    wall, worked = find_to_save(setup)
+    said = f"seconds from a checkpoint on disk, {SELECTION_ROWS} selection rows; {worked:.1f} of the processor"
+    figures.append(Figure("ship", "", "find to save, s", [wall], said))
     return figures
 
 
@@ -89,16 +92,21 @@ def by_torch_pruning(model: Any, anatomy: Anatomy, mask: Mask) -> Any:
     return rival
 
 
-def find_to_save(setup: Setup) -> float:
-    """Seconds from a fine-tuned checkpoint in memory to a shrunk folder: s-prune on the selection rows, shrink, save."""
+def find_to_save(setup: Setup) -> tuple[float, float]:
+    """Seconds, of the clock and of the processor, from a fine-tuned checkpoint on disk to a shrunk folder: load, s-prune on the
+    selection rows, shrink, prove equal, save."""
     setup = tuned(setup, "acceptability")
     rows = load_rows(get_task("acceptability"), "report", data_dir=None)
     rows = rows.take(evenly(len(rows), min(SELECTION_ROWS, len(rows))))
-    selection = encode(setup.tokenizer, rows, 128)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        with Gates(setup.model, setup.anatomy) as gates:
+        checkpoint: Any = setup.model
+        checkpoint.save_pretrained(Path(folder) / "checkpoint")
+        start, worked = time.perf_counter(), time.process_time()
+        model = load_weights(Path(folder) / "checkpoint", get_task("acceptability").labels, head_seed=0)
+        anatomy, selection = read_anatomy(model), encode(setup.tokenizer, rows, 128)
+        with Gates(model, anatomy) as gates:
             found = s_prune(gates, selection, "matthews", SPruneSettings())
-        small: Any = shrink(setup.model, found.mask, setup.anatomy)
-        small.save_pretrained(Path(folder))
-        return time.perf_counter() - start
+        small: Any = shrink(model, found.mask, anatomy)
+        prove_same(model, anatomy, found.mask, small)
+        small.save_pretrained(Path(folder) / "small")
+        return time.perf_counter() - start, time.process_time() - worked

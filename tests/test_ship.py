@@ -322,7 +322,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(export, "_card", full)
+    monkeypatch.setattr(export, "model_card", full)
     (tmp_path / "out").mkdir()  # empty: may be written into, and stays when that fails
     with pytest.raises(OSError, match="no space"):
         ship(found, tmp_path / "out", target)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
+from conftest import Run
 from tombola.anatomy import read_anatomy
 from tombola.errors import MaskError, TombolaError
 from tombola.gates import masked
@@ -17,11 +19,13 @@ from tombola.objective import load_weights
 from tombola.store import Store
 from tombola.study import runs
 from tombola.study.cells import Lab, read_rows
-from tombola.study.runs import Found, plan_find, plan_retrain, plan_test
+from tombola.study.results import collect
+from tombola.study.runs import Found, plan_find, plan_retrain, plan_test, plan_tuned
 from tombola.study.settings import RetrainSettings, resolve
 from tombola.study.steps import scoring
 from tombola.study.steps.shared import ticket_of
 from tombola.study.steps.training import _prepare_retraining
+from tombola.tuned import fold
 
 LABELS = ("negative", "positive")
 
@@ -105,3 +109,39 @@ def test_single_values_cannot_be_trained_shrunk(world: World, tiny_folder: Path)
     values = {name: torch.rand(p.shape) > 0.5 for name, p in model.named_parameters() if "query.weight" in name}
     with pytest.raises(TombolaError, match="cannot be trained shrunk"):
         _prepare_retraining(world.shrunk, world.lab, model, anatomy, replace(ticket, mask=Mask(values=values)))
+
+
+# mask tuning
+
+
+def test_a_tuned_ticket_is_a_cell_whose_scores_are_those_of_the_folded_model(world: World, tmp_path: Path, run: Run) -> None:
+    lab, found = world.lab, world.found
+    cell = plan_tuned(found.search, found.dense)
+    lab.run([cell])
+    factors = load_file(lab.folder(cell) / "factors.safetensors")
+    said = json.loads((lab.folder(cell) / "result.json").read_text())["tuning"]
+    assert said["loss"][1] <= said["loss"][0] and (factors or said["left"])
+    model: Any = load_weights(lab.folder(found.dense) / "weights", LABELS, head_seed=0)
+    anatomy, ticket = read_anatomy(model), ticket_of(lab, found.search)
+    fold(model, factors)
+    stored = [row for row in read_rows(lab.folder(cell) / "predictions.jsonl") if row["role"] == "report"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(lab.folder(found.dense) / "weights")
+    sentences = [json.loads(line)["sentence"] for line in (world.data / "sst2" / "validation.jsonl").read_text().splitlines()]
+    with masked(model, anatomy, ticket.mask), torch.no_grad():
+        logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in sentences])
+    assert torch.allclose(torch.tensor([row["logits"] for row in stored]), logits, atol=1e-4)
+    # shipped: the tuned model, in a card that has what the store knows of the ticket
+    given = ["ship", found.search.key[:12], tmp_path / "out", "--store", lab.store.root, "--data", world.data]
+    code, _, err = run(*given, "--tune-masks")
+    assert code == 0, err
+    back = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        shipped = torch.cat([back(**tokenizer(text, return_tensors="pt")).logits for text in sentences])
+    assert torch.allclose(shipped, logits, atol=1e-4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| full | validation | accuracy |" in card and "| pruned | validation | accuracy |" in card and " to " in card
+    code, _, err = run(*given[:2], tmp_path / "bad", *given[3:], "--tune-masks", "--weights", "base")
+    assert code == 2 and "tuned" in err and not (tmp_path / "bad").exists()
+    # and never averaged with what is not tuned
+    rows = [row for row in collect(lab.store).scores if row.kind == "good" and row.stage == "pruned" and row.role == "report"]
+    assert len(rows) == 2 and len({row.task for row in rows}) == 2 and any("mask_tuning=True" in row.task for row in rows)

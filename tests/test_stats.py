@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from tombola.errors import DataError
 from tombola.stats import (
+    band,
     fleiss_kappa,
     mcnemar_of_counts,
+    metric_over_rows,
     over_rows,
     over_seeds,
     overlap,
@@ -296,3 +298,69 @@ def test_survivor_correlation_that_has_no_answer_says_so() -> None:
     assert survivor_correlation([True, False, True], [True, False, False], ["a", "a", "a"]).low is None
     with pytest.raises(DataError, match="do not fit"):
         survivor_correlation([True], [True, False])
+
+
+# metric_over_rows
+
+
+def accuracy(labels: object, answers: object) -> float:
+    return float(np.mean(np.asarray(labels) == np.asarray(answers)))
+
+
+def test_a_share_over_rows_has_the_interval_of_its_standard_error() -> None:
+    # of a share the jackknife is exact: its standard error is sqrt(p (1 - p) / (n - 1)); t(.975, 9 df) = 2.262157 from the table
+    found = metric_over_rows(accuracy, [1] * 10, [[1] * 7 + [0] * 3])
+    half = 2.262157 * math.sqrt(0.7 * 0.3 / 9)
+    assert (found.value, found.std, found.n_seeds) == (0.7, None, 1)
+    assert found.low == pytest.approx(0.7 - half, abs=1e-6) and found.high == pytest.approx(0.7 + half, abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=6, max_size=30), st.randoms())
+def test_any_metric_over_rows_is_the_jackknife_row_by_row_in_whatever_order(
+    rows: list[tuple[bool, bool, bool]], draw: random.Random
+) -> None:
+    def gain(labels: object, answers: object) -> float:  # something that is no mean over rows
+        return accuracy(labels, answers) ** 2 + 0.1 * float(np.mean(np.asarray(answers)))
+
+    labels, a, b = (list(column) for column in zip(*rows, strict=True))
+    found = metric_over_rows(gain, labels, [a, b])
+    n = len(labels)
+    left = [
+        (gain(labels[:i] + labels[i + 1 :], a[:i] + a[i + 1 :]) + gain(labels[:i] + labels[i + 1 :], b[:i] + b[i + 1 :])) / 2
+        for i in range(n)
+    ]
+    error = math.sqrt((n - 1) / n * sum((x - sum(left) / n) ** 2 for x in left))
+    from scipy.stats import t
+
+    assert found.value == pytest.approx((gain(labels, a) + gain(labels, b)) / 2) and found.n_seeds == 2
+    assert found.high - found.value == pytest.approx(t.ppf(0.975, n - 1) * error, abs=1e-9)  # type: ignore[operator]
+    shuffled = rows[:]
+    draw.shuffle(shuffled)
+    first, *others = (list(column) for column in zip(*shuffled, strict=True))
+    again = metric_over_rows(gain, first, others)
+    assert again.low == pytest.approx(found.low, abs=1e-9)
+
+
+def test_the_interval_over_rows_covers_the_truth_in_95_percent_of_simulated_splits() -> None:
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        right = draw.random(200) < 0.8
+        found = metric_over_rows(accuracy, [True] * 200, [right.tolist()])
+        covered += found.low <= 0.8 <= found.high  # type: ignore[operator]
+    assert covered / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_what_has_no_interval_over_rows_says_why() -> None:
+    assert metric_over_rows(accuracy, [1], [[1]]).value is None
+    assert metric_over_rows(accuracy, [1, 0], []).note == "no models"
+    assert "finite" in metric_over_rows(lambda *_: NAN, [1, 0], [[1, 0]]).note
+    few = metric_over_rows(lambda y, x: NAN if len(y) < 3 else 0.5, [1, 0, 1], [[1, 0, 1]])
+    assert few.value == 0.5 and few.low is None and "left out" in few.note
+    with pytest.raises(DataError):
+        metric_over_rows(accuracy, [1, 0], [[1]])
+
+
+def test_a_band_is_a_median_between_two_of_the_values() -> None:
+    # of 9 throws of a coin fewer than 2 heads come in 10 of 512 cases, fewer than 3 in 46: the second from each end
+    assert band([9.0, *map(float, range(1, 9))]).text == "5.00 (2.00 to 8.00)"
+    assert band([3.0]).text == "3.00 (3.00 to 3.00)"

@@ -591,3 +591,32 @@ def test_the_page_shows_neurons_and_layers(world: World, tmp_path: Path) -> None
     assert f"{share:.3f}" in html
     assert "two studies are mixed" not in html
     assert "differ from good in size" not in html.replace("strict-bad controls differ", "")
+
+
+# to a sparsity
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
+def test_a_search_to_a_sparsity_ends_there_to_the_part_whatever_the_score(learned: Learned, sparsity: float) -> None:
+    anatomy = read_anatomy(learned.model)
+    by_neurons = searched(learned, procedure="neurons", sparsity=sparsity)
+    assert by_neurons.mask.counts() == {"neurons": (96 - round(96 * sparsity), 96)}
+    both = searched(learned, procedure="heads+neurons", sparsity=sparsity)
+    assert both.mask.parts().keys() == {"heads", "neurons"} and both.floor_score is None
+    sizes = [anatomy.size(trial.mask).sparsity for trial in both.trials]
+    a_part = max(1 / 8, 1 / 96)
+    assert sizes == sorted(sizes) and sizes[-2] < sparsity <= sizes[-1] + structured.NEAR and sizes[-1] < sparsity + a_part
+    assert all(trial.passed for trial in both.trials) and both.mask == both.trials[-1].mask
+    for before, after in itertools.pairwise(both.trials):
+        assert (before.mask & after.mask) == after.mask, "the path is nested"
+
+
+def test_a_sparsity_beyond_the_parts_of_a_procedure_is_refused_before_a_pass(learned: Learned) -> None:
+    with pytest.raises(SearchError, match="cannot remove so much") as caught:
+        searched(learned, procedure="heads", sparsity=0.9)
+    assert "at most" in str(caught.value.expected)
+
+
+def test_the_first_steps_towards_a_sparsity_are_those_towards_a_floor(learned: Learned) -> None:
+    down, floor = searched(learned, procedure="neurons", sparsity=0.5), searched(learned, procedure="neurons", floor=0.01)
+    assert [trial.mask for trial in down.trials] == [trial.mask for trial in floor.trials][: len(down.trials)]

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from tombola.cut import shrink
     from tombola.errors import TombolaError
     from tombola.evaluate import predict, score
-    from tombola.export import push_to_hub, ship
+    from tombola.export import ship
     from tombola.gates import Gates, ablate, hold, load, masked, prove_acts
     from tombola.held import HeldValues
+    from tombola.hub import push_to_hub
     from tombola.legacy import import_mask, import_ticket
     from tombola.levels import Levels
     from tombola.mask import Mask
@@ -90,7 +91,7 @@ _ROOMS = {
     "one_shot": "search.one_shot",
     "predict": "evaluate",
     "prove_acts": "gates",
-    "push_to_hub": "export",
+    "push_to_hub": "hub",
     "read_anatomy": "anatomy",
     "s_prune": "search.structured",
     "scope_parameters": "scope",

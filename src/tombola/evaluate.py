@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.scores import GateGradients, gate_gradients, row_outputs, summed_loss
+from tombola.stats import Estimate, metric_over_rows
 from tombola.tasks.base import MASKED_METRICS, REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 from tombola.tasks.mlm import lines_of
@@ -245,6 +247,21 @@ def score(predictions: Predictions, metric: str) -> Score:
     # of equally frequent classes the one that scores higher: under F1 they differ, and row order may not decide
     majority = max(METRICS[metric](labels, [c] * len(labels)) for c, n in counts.items() if n == max(counts.values()))
     return Score(metric, METRICS[metric](labels, predictions.classes), len(labels), majority)
+
+
+def over_rows(predictions: Sequence[Predictions], metric: str) -> Estimate:
+    """The mean of a metric over models (seeds, draws) that answered the same rows, with its interval over rows.
+
+    Raises: DataError when they answered other rows, and as `score`.
+    """
+    first, *others = predictions
+    if any(one.ids != first.ids for one in others):
+        raise DataError("models to average have answered other rows", got=f"{len({one.ids for one in predictions})} sets of rows")
+    values = [score(one, metric).value for one in predictions]
+    if metric not in METRICS or first.measures or first.weights is not None:
+        std = stdev(values) if others else None
+        return Estimate(fmean(values), None, None, std, len(values), f"no interval over rows of {metric}")
+    return metric_over_rows(METRICS[metric], first.labels, [one.values if one.regression else one.classes for one in predictions])
 
 
 def _measured_score(predictions: Predictions, metric: str) -> Score:

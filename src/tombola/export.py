@@ -5,7 +5,6 @@ rename publishes it. What does not compute the same, or cannot be written whole,
 """
 
 import importlib.util
-import math
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from tombola.adapter import Adapter, Adapters
 from tombola.anatomy import Anatomy, Layout
+from tombola.card import auto_class, model_card
 from tombola.cut import Groups, Parity, check_rows, outputs_of, parity, prove_same, shrink
 from tombola.errors import MaskError, SettingsError, TombolaError
 from tombola.gates import load
@@ -29,6 +29,7 @@ from tombola.portable import portable
 from tombola.shrunk import MODEL_TYPE, carry_code
 from tombola.source import resolve_model
 from tombola.ticket import Ticket, locate_weights
+from tombola.tuned import fold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,7 @@ def ship(
     groups: Groups = "refuse",
     code: bool = False,
     layout: Layout | None = None,
+    factors: Mapping[str, Tensor] | None = None,
 ) -> Shipped:
     """Writes a ticket's model into the new folder `out`, smaller where it can be, and returns what was gained.
 
@@ -107,6 +109,7 @@ def ship(
     weights: those of `tombola.load`: "found_on", "base", or a folder, such as the retrained weights.
     groups: where groups of heads cannot be cut evenly, see `shrink`.
     code: hf only: write the loader beside the weights, for `trust_remote_code` without tombola.
+    factors: of mask tuning (`tombola.tuned`), which are folded into the weights first: what is equal is then the tuned model.
 
     Raises: SettingsError with all bad settings; MaskError when the model cannot be cut or is not equal to the masked one; then,
     and on any other error, nothing is left in `out`.
@@ -116,13 +119,16 @@ def ship(
     ticket = ticket if isinstance(ticket, Ticket) else Ticket.from_pretrained(ticket)
     place, _ = locate_weights(ticket, weights)
     model = load(ticket, weights, layout=layout)
+    if factors is not None:
+        fold(model, factors)
     gates = cast(Any, model).tombola_gates
     job = _Job(ticket, model, gates.anatomy, ticket.mask, place, outputs_of(model, check_rows(model)), groups, code)
     dense = Footprint(job.anatomy.total_parameters, weight_bytes(place), flops(model))
-    with _published(out) as folder:
+    with published(out) as folder:
         found, parameters, operations, notes = TARGETS[to](job, folder)
         shipped = Shipped(out, to, found, dense, Footprint(parameters, weight_bytes(folder), operations), tuple(notes))
-        (folder / "README.md").write_text(_card(job, shipped), encoding="utf-8")
+        card = model_card(ticket, job.model, to, shipped.in_words(), shipped.notes)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return shipped
 
 
@@ -240,7 +246,7 @@ def _save(job: _Job, small: "PreTrainedModel", folder: Path) -> Parity:
     small.save_pretrained(folder)
     _copy_tokenizer(job, folder)
     _placeless(job.ticket).save_pretrained(folder / "ticket")
-    auto = _auto_class(small)
+    auto = auto_class(small)
     back = auto.from_pretrained(folder)
     if words is not None:
         type(words)(back, ids)
@@ -257,16 +263,6 @@ def _compare(job: _Job, back: nn.Module) -> Parity:
             next="this is a fault of tombola or of this release of transformers: worth an issue, with the name of the model",
         )
     return found
-
-
-def _auto_class(model: nn.Module) -> Any:
-    """The Auto class that knows this model: by the last part of its class name."""
-    import transformers
-
-    kinds = ("ForSequenceClassification", "ForCausalLM", "ForImageClassification", "ForTokenClassification", "ForMaskedLM")
-    name = type(model).__name__
-    found = next((kind for kind in kinds if name.endswith(kind)), "ForCausalLM" if name.endswith("LMHeadModel") else "")
-    return getattr(transformers, f"AutoModel{found}")
 
 
 def _copy_tokenizer(job: _Job, folder: Path) -> None:
@@ -288,7 +284,7 @@ def _placeless(ticket: Ticket) -> Ticket:
 
 
 @contextmanager
-def _published(out: Path) -> Iterator[Path]:
+def published(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when all went well, in one rename, and is removed otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -428,128 +424,3 @@ def _longest(model: nn.Module) -> int:
     config: Any = model.config
     found = getattr(config, "max_position_embeddings", None)
     return found - 4 if isinstance(found, int) and found > 8 else LENGTH  # RoBERTa's positions begin after its pad id
-
-
-# --------------------------------------------------------------------------------------------------------------- card
-
-
-_LOAD = {
-    "hf": 'import tombola  # teaches transformers to load it\nmodel = transformers.{auto}.from_pretrained("THIS FOLDER")',
-    "portable": 'model = transformers.{auto}.from_pretrained("THIS FOLDER")  # transformers alone',
-    "onnx": 'session = onnxruntime.InferenceSession("THIS FOLDER/model.onnx")  # {inputs} → logits',
-    "peft": 'adapters = tombola.Adapters.from_pretrained({{"name": "THIS FOLDER"}})  # more of them: one base\n'
-    'adapters.set_adapter("name"); model = adapters.model',
-}
-
-
-def _card(job: _Job, shipped: Shipped) -> str:
-    """The model card: base and its licence, task, scores with n and interval, sparsity, what was gained, how to load."""
-    ticket, to = job.ticket, shipped.target
-    base = ticket.base.name + (f" at {ticket.base.revision}" if ticket.base.revision else "")
-    kept = ", ".join(f"{k:,} of {n:,} {name}" for name, (k, n) in ticket.mask.counts_by_type().items())
-    rows = [f"| {m['split']} | {m['metric']} | {m['value']:.4f} | {_interval(m)} | {m['n']} |" for m in ticket.metrics]
-    table = ["", "| split | metric | value | 95 % interval | rows |", "| --- | --- | --- | --- | --- |", *rows] if rows else []
-    how = _LOAD[to].format(auto=_auto_class(job.model).__name__, inputs=", ".join(check_rows(job.model)))
-    licence = _licence(ticket)
-    on_hub = (
-        "/" in ticket.base.name and not Path(ticket.base.name).exists()
-    )  # a folder of this machine says nothing anywhere else
-    return "\n".join(
-        [
-            "---",
-            "library_name: tombola",
-            "tags: [lottery-ticket, pruning]",
-            *([f"base_model: {ticket.base.name}"] if on_hub else []),
-            *([f"license: {licence}"] if licence else []),
-            "---",
-            f"# {base}, without what a ticket removes" + (f", for {ticket.task}" if ticket.task else ""),
-            "",
-            f"A {ticket.kind} ticket keeps {kept}: sparsity {ticket.sparsity:.4f} of the maskable values ({ticket.scope}).",
-            f"Gained, as `{to}`: {shipped.in_words()}.",
-            *shipped.notes,
-            f"Licence of the base: {licence or 'not said where the base lies; look it up before you share this'}.",
-            "",
-            "Scores are those of the masked model that the ticket was found on.",
-            *table,
-            "",
-            "```python",
-            how,
-            "```",
-            "",
-        ]
-    )
-
-
-def _interval(metric: Mapping[str, Any]) -> str:
-    """Of an accuracy Wilson's interval (1927); of others none is known from value and n alone."""
-    value, n = metric["value"], metric["n"]
-    if metric["metric"] != "accuracy" or not n:
-        return "not known"
-    z = 1.959964
-    centre, spread = value + z * z / (2 * n), z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    return f"{(centre - spread) / (1 + z * z / n):.3f} to {(centre + spread) / (1 + z * z / n):.3f}"
-
-
-def _licence(ticket: Ticket) -> str | None:
-    """What the model card of the base says, where it lies on this machine; None when it says nothing."""
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        card = resolve_model(ticket.base.name, ticket.base.revision).folder / "README.md"
-        head = card.read_text(encoding="utf-8").removeprefix("---").partition("\n---")[0]
-        said = yaml.safe_load(head)
-    except (TombolaError, OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    found = said.get("license") if isinstance(said, dict) else None
-    return found if isinstance(found, str) and found.replace("-", "").replace(".", "").isalnum() else None
-
-
-# --------------------------------------------------------------------------------------------------------------- hub
-
-
-def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = True, dry_run: Path | str | None = None) -> str:
-    """Uploads what `ship` wrote, or a ticket's folder, to the Hub repository `repo_id`, and returns its address.
-
-    Private unless told otherwise. dry_run: a new folder, into which exactly the files go that would be uploaded; nothing is sent.
-    Hidden files and links stay behind. Raises: SettingsError for a folder that is neither, or a bad name of a repository.
-    """
-    folder = Path(folder)
-    files = hub_files(folder, repo_id)
-    if dry_run is not None:
-        refuse(Path(dry_run), "hf", code=False)
-        with _published(Path(dry_run)) as copy:
-            for file in files:
-                (copy / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / file, copy / file)
-        return str(dry_run)
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=[str(file) for file in files])
-    return str(url)
-
-
-def hub_files(folder: Path, repo_id: str) -> list[Path]:
-    """The files of a shipped model or a ticket that go to the Hub, relative to the folder. Raises: SettingsError."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    problems = []
-    marks = ("ticket.json", "ticket/ticket.json")
-    if not folder.is_dir() or not any((folder / mark).is_file() for mark in marks) or not (folder / "README.md").is_file():
-        problems.append(
-            TombolaError(
-                f"{folder} is nothing that can be pushed",
-                got=sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder",
-                expected="what tombola ship wrote, or a ticket's folder",
-            )
-        )
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        problems.append(TombolaError("this is no name of a Hub repository", got=repo_id, expected=f"name/of-it: {error}"))
-    if problems:
-        raise SettingsError(problems)
-    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return [path for path in found if not any(part.startswith(".") for part in path.parts)]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,18 +18,10 @@ from tombola.cut import check_rows
 from tombola.errors import SettingsError, TombolaError
 from tombola.export import ONNX_NAME, count, operations_of, weight_bytes
 from tombola.source import resolve_model
+from tombola.stats import Band, band
 
 SHAPES = ((1, 16), (1, 128), (8, 128))  # batch, tokens a row
 LEAST = 0.02  # seconds a turn takes at least: as many passes as that needs
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A median over the rounds, and an interval that holds the true one in at least 95 of 100 cases (in fewer below 6 rounds)."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +31,9 @@ class Timing:
     model: str
     batch: int
     length: int
-    seconds: "Band"
+    seconds: Band
     flops: int
-    against_dense: "Band"  # seconds of this model by those of the first, round by round
+    against_dense: Band  # seconds of this model by those of the first, round by round
     noise: float  # how far from 1 that ratio may be for one and the same model: the far end of the interval of its two turns
 
     @property
@@ -250,21 +241,6 @@ def _passes(run: Callable[[], object]) -> int:
     start = time.perf_counter()
     run()
     return max(1, math.ceil(LEAST / max(time.perf_counter() - start, 1e-6)))
-
-
-def band(values: Sequence[float]) -> Band:
-    """The median of these values, and the interval of it between the k-th from below and the k-th from above.
-
-    k is the largest for which as many throws of a fair coin as there are values show fewer than k heads in at most 2.5 of 100
-    cases, which asks nothing of how the values are spread; 1 where there is none.
-    """
-    ordered, n = sorted(values), len(values)
-    k, below = 0, 0.5**n
-    while below <= 0.025:
-        k += 1
-        below += math.comb(n, k) * 0.5**n
-    k = max(k, 1)
-    return Band(median(ordered), ordered[k - 1], ordered[n - k])
 
 
 def _peak(run: Callable[[], object]) -> int:

@@ -14,6 +14,7 @@ from tombola.cli.options import (
     PresetOption,
     Running,
     SeedsOption,
+    TrainingSettings,
     make_lab,
     numbers,
     refuse_filled,
@@ -58,25 +59,22 @@ def demo(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonSettings:
-    """The settings a search is most often given, each by its own name; `--set` takes all the others."""
+    """The settings a search is most often given beside those of training, each by its own name; `--set` takes all the others."""
 
     floor: Annotated[
         float | None, typer.Option(help="Share of the full score a ticket must hold, in (0, 1].  [default: 0.9]")
     ] = None
     floor_rule: Annotated[str | None, typer.Option(help="fraction_of_full or fraction_above_baseline.")] = None
-    procedure: Annotated[str | None, typer.Option(help="s-prune: joint, heads, mlps, neurons or layers.")] = None
-    sparsity: Annotated[float | None, typer.Option(help="one-shot: removed share of the maskable values, in [0, 1).")] = None
+    procedure: Annotated[str | None, typer.Option(help="s-prune: joint, heads, mlps, neurons, heads+neurons or layers.")] = None
+    sparsity: Annotated[
+        float | None, typer.Option(help="one-shot, or s-prune without a floor: removed share of the maskable values, in [0, 1).")
+    ] = None
     scope: Annotated[str | None, typer.Option(help="Which values are maskable, see `tombola inspect`; body:weights+pooler …")] = (
         None
     )
     criterion: Annotated[str | None, typer.Option(help="magnitude, random, taylor or taylor-signed.")] = None
     rewind: Annotated[str | None, typer.Option(help="imp: step_0, epoch_1, percent_5 …, none or learning_rate_only.")] = None
     granularity: Annotated[str | None, typer.Option(help="Values compete globally or per_matrix.")] = None
-    train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows.")] = None
-    selection_rows: Annotated[int | None, typer.Option(help="Choose the mask on at most so many rows.")] = None
-    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-5]")] = None
-    batch_size: Annotated[int | None, typer.Option(help="[default: 32]")] = None
 
     def given(self) -> dict[str, Any]:
         """Setting → value, of those that were given."""
@@ -100,6 +98,7 @@ def find(
     preset: PresetOption = None,
     layout: LayoutOption = None,
     common: CommonSettings,
+    training: TrainingSettings,
     seeds: SeedsOption = "0",
     kinds: Annotated[str, typer.Option("--controls", help="Also draw controls of these kinds, separated by commas.")] = "",
     draws: Annotated[int | None, typer.Option(help="Independent draws of each kind of control.  [default: 1]")] = None,
@@ -123,7 +122,7 @@ def find(
         raise TombolaError("--draws is of controls, and none are asked for", got=draws, next="name their kinds with --controls")
     draws = 1 if draws is None else draws
     layouts = None if layout is None else Layout.from_yaml(layout)
-    values, own = split_seeds(common.given() | run.settings())
+    values, own = split_seeds(common.given() | training.given() | run.settings())
     asked = rows.task(task)
     values = {**implied(asked, method), **values}
     if ladder is not None:

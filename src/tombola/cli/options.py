@@ -114,6 +114,21 @@ class OwnRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """The settings of rows and training that are most often given, each by its own name."""
+
+    train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows.")] = None
+    selection_rows: Annotated[int | None, typer.Option(help="Choose the mask on at most so many rows.")] = None
+    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 2e-5]")] = None
+    batch_size: Annotated[int | None, typer.Option(help="[default: 32]")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Setting → value, of those that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """How cells run: with which settings, on which data, into which store, and what is shown."""
 

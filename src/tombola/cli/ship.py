@@ -11,14 +11,17 @@ from tombola.cli.options import (
     JsonOption,
     OwnRows,
     Running,
+    SeedsOption,
     StoreOption,
     TicketArgument,
+    TrainingSettings,
     make_lab,
+    numbers,
     quiet,
     split_seeds,
     words,
 )
-from tombola.terminal import maybe, megabytes, print_json, print_plan, print_table, say
+from tombola.terminal import megabytes, print_json, print_plan, print_table, say
 
 
 def ship(
@@ -33,6 +36,9 @@ def ship(
     with_code: Annotated[
         bool, typer.Option("--with-code", help="hf: also write the loader, for trust_remote_code without tombola.")
     ] = False,
+    tune_masks: Annotated[
+        bool, typer.Option("--tune-masks", help="Scale what is kept by least squares on the selection rows (Kwon et al. 2022).")
+    ] = False,
     store: StoreOption = STORE,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -41,15 +47,20 @@ def ship(
     from tombola.errors import SettingsError, TombolaError
     from tombola.export import foretell, refuse
     from tombola.export import ship as write
-    from tombola.study.jobs import read_ticket
+    from tombola.study.jobs import tested_ticket, tuned_factors
 
     if groups not in ("refuse", "fill"):
         raise SettingsError([TombolaError("unknown way with groups", got=groups, expected="refuse or fill")])
+    if tune_masks and weights != "found_on":
+        problem = TombolaError("masks are tuned on the weights they were found on", got=weights, expected="--weights found_on")
+        raise SettingsError([problem])
     refuse(out, to, with_code)
-    taken = read_ticket(make_lab(store, data), ticket)
+    lab = make_lab(store, data)
+    taken = tested_ticket(lab, ticket)
     if (said := foretell(taken, to)) is not None:
         say(said)
-    shipped = write(taken, out, to, weights, groups=groups, code=with_code)  # type: ignore[arg-type]
+    factors = tuned_factors(lab, ticket) if tune_masks else None
+    shipped = write(taken, out, to, weights, groups=groups, code=with_code, factors=factors)  # type: ignore[arg-type]
     if as_json:
         print_json(shipped.as_json())
         return
@@ -75,7 +86,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a shipped model or a ticket with its card to the Hub, when you say so."""
-    from tombola.export import hub_files, push_to_hub
+    from tombola.hub import hub_files, push_to_hub
 
     files = [str(file) for file in hub_files(folder, repo)]
     done = None
@@ -125,7 +136,7 @@ def bench(
     rows = [
         (
             t.model, f"{t.batch}x{t.length}", f"{1e3 * t.seconds.median:.1f}", f"{t.tokens_a_second:,.0f}",
-            f"{t.against_dense.median:.2f} ({t.against_dense.low:.2f} to {t.against_dense.high:.2f})", f"{t.noise:.2f}",
+            t.against_dense.text, f"{t.noise:.2f}",
             f"{t.flops / 1e9:.2f}" if t.flops else "",
         )
         for t in found.timings
@@ -141,56 +152,81 @@ def frontier(
     model: Annotated[str, typer.Argument(help="demo, a local folder, or a Hub name.")],
     task: Annotated[str, typer.Argument(help="A task, as of tombola find.")],
     *,
-    procedures: Annotated[str, typer.Option(help="Of s-prune, separated by commas.")] = "joint,neurons,layers",
-    floors: Annotated[str, typer.Option(help="Shares of the full score to go down to.")] = "0.95,0.9,0.8,0.6",
+    procedures: Annotated[str, typer.Option(help="Of s-prune, separated by commas.")] = "joint,heads+neurons,layers",
+    floors: Annotated[
+        str | None, typer.Option(help="Shares of the full score to go down to.  [default: 0.95,0.9,0.8,0.6]")
+    ] = None,
+    sparsities: Annotated[str | None, typer.Option(help="Removed shares to go down to, whatever the score.")] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train tickets and controls again from the base; that score counts.")
+    ] = False,
+    tune_masks: Annotated[
+        bool, typer.Option("--tune-masks", help="Scale what they keep by least squares instead; that score counts.")
+    ] = False,
     draws: Annotated[int, typer.Option(help="Random controls of each ticket.", min=0)] = 2,
-    seed: Annotated[int, typer.Option(help="The run seed.")] = 0,
+    seeds: SeedsOption = "0",
     shape: Annotated[str, typer.Option(help="What is timed: ROWSxTOKENS.")] = "8x128",
     rounds: Annotated[int, typer.Option(help="Rounds of turns of the clock.", min=1)] = 9,
     target: Annotated[str | None, typer.Option(help='Pick the ticket for it: "50 ms", or "1 point" lost.')] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the page here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the page of its cells here.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    training: TrainingSettings,
     rows: OwnRows,
     run: Running,
 ) -> None:
-    """Score against latency and size: tickets of several procedures and floors, shrunk and timed, with random controls beside."""
+    """Score against latency and size: tickets of several procedures, shrunk and timed, with random controls of their sizes."""
     from tombola.errors import SettingsError, TombolaError
-    from tombola.study.frontier import measure_frontier, plan_frontier
+    from tombola.study.frontier import read_target
+    from tombola.study.frontier_cells import FLOORS, measure_frontier, plan_frontier
 
     try:
-        asked = [float(one) for one in words(floors)]
+        shares = [float(one) for one in words(sparsities or "")]
+        asked = [float(one) for one in words(floors or "")] or ([] if shares else list(FLOORS))
         batch, length = (int(one) for one in shape.split("x"))
     except ValueError:
-        problem = TombolaError("--floors or --shape cannot be read", got=f"{floors}, {shape}", expected="0.9,0.8 and 8x128")
+        got = f"{floors}, {sparsities}, {shape}"
+        problem = TombolaError("--floors, --sparsities or --shape cannot be read", got=got, expected="0.9,0.8 and 8x128")
         raise SettingsError([problem]) from None
-    values, _ = split_seeds(run.settings())
+    if target is not None:
+        read_target(target)  # what is no target is said before anything runs
+    values, own = split_seeds(training.given() | run.settings())
     lab = run.lab()
-    planned = plan_frontier(lab, model, rows.task(task), values, seed, words(procedures), asked, draws)
+    planned = plan_frontier(
+        lab, model, rows.task(task), values, numbers(seeds), words(procedures), asked, shares, draws, retrain, tune_masks, own
+    )
     cells = [cell for one in planned for cell in one.cells]
     if run.dry_run:
         print_plan(lab, cells, run.as_json)
         return
     lab.run(cells)
     found = measure_frontier(lab, planned, batch, length, rounds)
-    picked = None if target is None else found.pick(target)
     if out is not None:
-        from tombola.report.frontier import frontier_page
+        from tombola.report import build_page
+        from tombola.study.results import collect
 
-        out.write_text(frontier_page(found), encoding="utf-8")
-        say(f"The page: {out.resolve()}")
+        say(f"The page: {build_page(collect(lab.store, {cell.key for cell in cells}), out).resolve()}")
+    picked = None if target is None else found.pick(target)
     if run.as_json:
-        print_json(found.as_json() | {"picked": None if picked is None else picked.cell})
+        print_json(found.as_json() | {"picked": None if picked is None else picked.cells[0]})
         return
     dense = found.points[0]
+    if markdown:
+        from tombola.report.about_frontier import frontier_table
+        from tombola.report.export import markdown as written
+
+        print(written(frontier_table([found])), end="")
     table = [
         (
-            one.procedure, f"{one.floor:g}", f"{one.sparsity:.3f}", f"{one.score:.3f}", maybe(one.random),
-            f"{1e3 * one.seconds.median:.1f}", f"{one.against_dense.median:.2f}", f"{one.parameters / dense.parameters:.2f}",
-            "dominated" if one.dominated else "", one.cell[:12],
+            one.goal, f"{one.sparsity:.3f}", one.score.text, "" if one.random is None else one.random.text,
+            f"{1e3 * one.seconds.median:.1f}", one.against_dense.text, f"{one.flops / dense.flops:.2f}",
+            f"{one.parameters / dense.parameters:.2f}", "dominated" if one.dominated else "", one.cells[0][:12],
         )
         for one in found.points
     ]  # fmt: skip
-    columns = ("procedure", "floor", "sparsity", found.metric, "random", "ms", "time", "parameters", "", "cell")
-    print_table(f"{found.model}, {found.task}: {batch}x{length}, noise {dense.noise:.2f}", columns, table)
+    columns = ("ticket", "sparsity", found.metric, "random", "ms", "time", "operations", "parameters", "", "cell")
+    if not markdown:
+        print_table(f"{found.model}, {found.task}: {batch}x{length}, noise {dense.noise:.2f}", columns, table)
     if picked is not None:
-        print(f"{target}: {picked.procedure} at floor {picked.floor:g}, cell {picked.cell[:12]}")
-        say(f"Next: tombola ship {picked.cell[:12]} OUT --store {run.store}")
+        print(f"{target}: {picked.goal}, cell {picked.cells[0][:12]}")
+        if picked is not dense:
+            say(f"Next: tombola ship {picked.cells[0][:12]} OUT --store {run.store}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
+from tombola.report import about_beside, about_frontier, about_masks, about_removal, about_study, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -42,6 +42,7 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     )),
     ("search", "What searches go by", (about_masks.importance_parts,)),
     ("sparsity", "How much can go", (about_removal.sparsity_parts, about_variants.joined_parts, about_variants.matched_parts)),
+    ("frontier", "What sparsity buys", (about_frontier.frontier_parts,)),
     ("modes", "What training owes to what", (about_variants.mode_parts,)),
     ("attention", "What heads look at", (about_beside.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),

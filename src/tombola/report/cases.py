@@ -283,7 +283,8 @@ def search_name(settings: Mapping[str, Any], tickets: Sequence[TicketRow] = ()) 
     method = settings.get("method")
     if method == "s-prune":
         procedure = str(settings.get("procedure", "joint"))
-        return PROCEDURES.get(procedure, f"s-prune, {procedure}")
+        share = "" if settings.get("sparsity") is None else f" to {100 * float(settings['sparsity']):.3g} %"
+        return PROCEDURES.get(procedure, f"s-prune, {procedure}") + share
     if method == "one-shot":
         return f"one-shot {settings.get('criterion', '')}, {100 * float(settings.get('sparsity', 0)):.3g} %"
     if method is not None:

@@ -48,6 +48,18 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """One mark of a scatter chart, with an interval where there is one."""
+
+    x: float
+    y: float
+    ends: tuple[float | None, float | None]
+    css: str
+    title: str
+    hollow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """One cell of a matrix: shade in [−1, 1], below 0 in the other hue; None where there is no value."""
 
@@ -179,6 +191,36 @@ def _curve(curve: Curve, x: Callable[[float], float], y: Callable[[float], float
         f'<g class="curve {curve.css}{dashed}" {scaled}><path class="band" d="{band}"/><path class="line" d="{line}"/>'
         f"<g{told}>{dots}</g></g>"
     )
+
+
+def scatter_chart(spots: Sequence[Spot], line: Sequence[tuple[float, float]], *, label: str, x_label: str) -> str:
+    """Marks over a scale that begins at 0, each with its interval, and a dashed line of a control; empty if nothing is finite."""
+    spots = [one for one in spots if math.isfinite(one.x) and math.isfinite(one.y)]
+    if not spots:
+        return ""
+    reach = [one.y for one in spots] + [end for one in spots for end in one.ends if end is not None] + [y for _, y in line]
+    ticks = ticks_of(min(reach), max(reach))
+    across = ticks_of(0.0, max(one.x for one in spots))
+    left, top, bottom, right = 38, 8, 212, 348
+    y = scale(min(ticks[0], *reach), max(ticks[-1], *reach), bottom, top)
+    x = scale(0.0, max(across[-1], *(one.x for one in spots)), left, right - 10)
+    marks = []
+    for value in ticks:
+        marks.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        marks.append(axis_text(left - 5, y(value) + 4, tick_text(value, ticks), side=True))
+    marks += [axis_text(f"{x(value):.1f}", bottom + 16, tick_text(value, across)) for value in across]
+    marks.append(axis_text(f"{(left + right) / 2:g}", bottom + 33, x_label))
+    if len(line) > 1:
+        path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value in line)
+        marks.append(f'<g class="curve dashed random"><path class="line" d="M{path}"/></g>')
+    for one in sorted(spots, key=lambda spot: not spot.hollow):
+        low, high = one.ends
+        body = ""
+        if low is not None and high is not None:
+            body = f'<line class="whisker" x1="{x(one.x):.1f}" x2="{x(one.x):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
+        dot = f'<circle class="dot" cx="{x(one.x):.1f}" cy="{y(one.y):.1f}" r="5"><title>{escape(one.title)}</title></circle>'
+        marks.append(f'<g class="{one.css}{" hollow" if one.hollow else ""}">{body}{dot}</g>')
+    return draw_svg("curves", str(right), bottom + 40, label, marks, box=f' viewBox="0 0 {right} {bottom + 40}"')
 
 
 def histogram(steps: Mapping[int, Sequence[Bins]], top: float, *, label: str) -> str:

@@ -1,11 +1,13 @@
-"""s-pruning: remove whole parts (heads and MLPs, neurons, or layers), least important first, while the score holds the floor.
+"""s-pruning: remove whole parts (heads and MLPs, neurons, heads and neurons, or layers), least important first, while the score
+holds the floor, or down to a sparsity.
 
-Source: Prasanna et al. 2020, sec. 3.1 and App. B (E2 – E4 of the reproduction's list), for heads and MLPs; neurons and layers
-are ours, by the same rule. A pass over the selection rows under a mask gives its score *and* the importance of what is left,
-so that a step costs one pass. Steps are fractions of all heads (all MLPs) of the model, which makes 14, 7 and 1 of BERT-base's
-144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
+Source: Prasanna et al. 2020, sec. 3.1 and App. B (E2 – E4 of the reproduction's list), for heads and MLPs; neurons, layers and
+a sparsity are ours, by the same rule. A pass over the selection rows under a mask gives its score *and* the importance of what is
+left, so that a step costs one pass. Steps are fractions of all heads (all MLPs) of the model, which makes 14, 7 and 1 of
+BERT-base's 144 heads and 12 MLPs into 7, 3 and 1 of a 6-layer model's 72 and 6.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +18,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Int
 from torch import Tensor
 
+from tombola.anatomy import Anatomy
+from tombola.errors import SearchError
 from tombola.evaluate import Score, score, score_and_gradients
 from tombola.gates import Gates
 from tombola.mask import UNITS, Mask
@@ -24,7 +28,7 @@ from tombola.scores import REDUCTIONS, Importance, min_max, normalise, sensitivi
 from tombola.search.floor import UNSAID, FloorRule, StopMetric, floor_score, holds
 from tombola.tasks.encode import Encoded
 
-Procedure = Literal["joint", "heads", "mlps", "neurons", "layers"]
+Procedure = Literal["joint", "heads", "mlps", "neurons", "heads+neurons", "layers"]
 if TYPE_CHECKING:
     Reduction = str
 else:
@@ -42,10 +46,13 @@ PHASES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "heads": (("heads", {"heads": "s_head_step"}),),
     "mlps": (("mlps", {"mlps": "s_mlp_step"}),),
     "neurons": (("neurons", {"neurons": "s_neuron_step"}),),
+    # heads compete with heads and neurons with neurons, so that of both the same share goes
+    "heads+neurons": (("heads+neurons", {"heads": "s_head_step", "neurons": "s_neuron_step"}),),
     "layers": (("layers", {"layers": "s_layer_step"}),),  # all heads of a layer and its MLP
 }
+NEAR = 1e-3  # a sparsity is reached to a thousandth: biases that nothing removes keep it from being met to the last digit
 # Settings that are a part of a stored search only where its procedure reads them: see `Settings.search_in_use`.
-_OF_NEURONS, _OF_LAYERS = ({"procedures": (name,)} for name in ("neurons", "layers"))
+_OF_NEURONS, _OF_LAYERS = {"procedures": ("neurons", "heads+neurons")}, {"procedures": ("layers",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,9 @@ class SPruneSettings:
     procedure: Procedure = "joint"
     floor: Annotated[float, Gt(0), Le(1)] = 0.9  # share of the full score the mask must hold, in (0, 1]
     floor_rule: FloorRule = "fraction_of_full"
+    # Down to this removed share, whatever the score; then the floor plays no part. The last step is made smaller so as to end
+    # there, to the part.
+    sparsity: Annotated[float, Gt(0), Lt(1)] | None = field(default=None, metadata=UNSAID)
     stsb_stop_metric: StopMetric = field(default="pearson", metadata=UNSAID)
     importance_reduction: Reduction = "per_example"
     importance_batch_size: Annotated[int, Ge(1)] = 64  # plays a part under per_batch and accumulated only
@@ -74,7 +84,7 @@ class SPruneSettings:
 class Trial:
     """One mask that was tried."""
 
-    phase: str  # "full" for the dense model, then "joint" | "heads" | "mlps" | "neurons" | "layers"
+    phase: str  # "full" for the dense model, then "joint" | "heads" | "mlps" | "neurons" | "heads+neurons" | "layers"
     mask: Mask
     score: Score  # on the selection rows
     importance: Importance  # of the parts under this mask, raw
@@ -83,9 +93,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class SPruneResult:
-    mask: Mask  # the last that held the floor
+    mask: Mask  # the last that held the floor, or that reached the sparsity
     trials: tuple[Trial, ...]  # in order, the dense model first
-    floor_score: float
+    floor_score: float | None  # None on the way to a sparsity
 
 
 def s_prune(
@@ -95,18 +105,33 @@ def s_prune(
     settings: SPruneSettings,
     progress: Callable[[Trial], None] = lambda trial: None,
 ) -> SPruneResult:
-    """The smallest mask on the path of s-pruning whose score on the selection rows holds the floor.
+    """The smallest mask on the path of s-pruning whose score on the selection rows holds the floor; with `settings.sparsity` the
+    largest that removes so much.
 
     The gates' model is the fine-tuned one; its weights are not touched and the gates are open again afterwards.
-    Raises: SearchError when the full model is no better than the majority line (see `floor_score`).
+    Raises: SearchError when the full model is no better than the majority line (see `floor_score`), unless a sparsity is asked
+    for; then when the parts of the procedure are fewer than that.
     """
     trials: list[Trial] = []
     anatomy, phases = gates.anatomy, PHASES[settings.procedure]
     units = {unit for _, steps in phases for unit in steps}
-    dense = anatomy.full_mask(*(["neurons"] if "neurons" in units else ["heads", "mlps"]))
+    dense = anatomy.full_mask(*(sorted(units) if "neurons" in units else ["heads", "mlps"]))
     how = (settings.importance_reduction, settings.importance_batch_size)
     over_rows = partial(score_and_gradients, neurons=how) if "neurons" in units else score_and_gradients
     layer_of = anatomy.layer_of_attention
+
+    def there(mask: Mask) -> bool:
+        return settings.sparsity is not None and anatomy.size(mask).sparsity >= settings.sparsity - NEAR
+
+    def smaller_than(trial: Trial, importance: Importance, counts: Mapping[str, int]) -> Mask:
+        remove = partial(remove_lowest, trial.mask, importance, settings=settings, tokens=sum(selection.lengths))
+        smaller = remove(counts=counts, layer_of_attention=layer_of)
+        if settings.sparsity is None:
+            return smaller
+        now, then = (anatomy.size(mask).sparsity for mask in (trial.mask, smaller))
+        share = 1.0 if then <= settings.sparsity + NEAR else (settings.sparsity - now) / (then - now)
+        counts = {unit: math.ceil(share * count - 1e-9) for unit, count in counts.items()}
+        return smaller if share == 1.0 else remove(counts=counts, layer_of_attention=layer_of)
 
     def attempt(phase: str, mask: Mask, floor: float) -> Trial:
         gates.set(mask)
@@ -117,18 +142,18 @@ def s_prune(
         progress(trials[-1])
         return trials[-1]
 
+    _refuse_beyond(anatomy, units, settings)
     try:
         kept = attempt("full", dense, -float("inf"))
-        floor = floor_score(kept.score, settings.floor, settings.floor_rule)
+        floor = None if settings.sparsity is not None else floor_score(kept.score, settings.floor, settings.floor_rule)
         importance = kept.importance
         for phase, steps in phases:
-            while True:
+            while not there(kept.mask):
                 counts = {unit: _step(getattr(settings, name), _base(unit, settings, kept.mask)) for unit, name in steps.items()}
-                tokens = sum(selection.lengths)
-                smaller = remove_lowest(kept.mask, importance, counts, settings, tokens=tokens, layer_of_attention=layer_of)
+                smaller = smaller_than(kept, importance, counts)
                 if smaller == kept.mask:
                     break
-                trial = attempt(phase, smaller, floor)
+                trial = attempt(phase, smaller, -float("inf") if floor is None else floor)
                 if not trial.passed:  # roll back; under keep_failed the next phase starts from the failed mask's scores
                     importance = trial.importance if settings.rollback_importance == "keep_failed" else kept.importance
                     break
@@ -136,6 +161,22 @@ def s_prune(
     finally:
         gates.set(anatomy.full_mask())
     return SPruneResult(kept.mask, tuple(trials), floor)
+
+
+def _refuse_beyond(anatomy: Anatomy, units: set[str], settings: SPruneSettings) -> None:
+    if settings.sparsity is None:
+        return
+    whole = anatomy.full_mask(*(sorted(units) if "neurons" in units else ["heads", "mlps"]))
+    gone = {"heads", "mlps"} if "layers" in units else units
+    parts = {name: torch.zeros_like(part) if name in gone else part for name, part in whole.parts().items()}
+    most = anatomy.size(Mask(**parts, values={})).sparsity
+    if most < settings.sparsity - NEAR:
+        raise SearchError(
+            f"the procedure {settings.procedure} cannot remove so much",
+            got=f"sparsity {settings.sparsity:g}",
+            expected=f"at most {most:.3f}, what is left without its parts",
+            next="take heads+neurons or joint, or a smaller sparsity",
+        )
 
 
 def remove_lowest(

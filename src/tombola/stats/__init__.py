@@ -5,7 +5,7 @@ vary) is None with a `note` that says why, never NaN; what is no question at all
 Whatever is drawn (permutations, resamples) is drawn from a fixed `seed`: the same numbers in, the same numbers out.
 A leaf: it knows no models, no tickets, no files.
 
-    estimate     Estimate; means over seeds, shares of rows
+    estimate     Estimate; means over seeds, shares and metrics of rows; medians
     paired       two models on the same seeds or rows, and a family of such tests
     power        what n seeds and n rows can show at all
     matching     whether a ticket is as good as the dense model, by four rules; transfer matrices
@@ -17,7 +17,7 @@ A leaf: it knows no models, no tickets, no files.
 """
 
 from tombola.stats.crossed import Split, split_variance
-from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Estimate, over_rows, over_seeds
+from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Band, Estimate, band, metric_over_rows, over_rows, over_seeds
 from tombola.stats.mantel import Mantel, mantel
 from tombola.stats.masks import (
     CochranQ,
@@ -72,6 +72,7 @@ __all__ = [
     "LEVEL",
     "MARGIN",
     "POWER",
+    "Band",
     "CochranQ",
     "Corrected",
     "Estimate",
@@ -86,6 +87,7 @@ __all__ = [
     "Transfer",
     "Undecided",
     "Universal",
+    "band",
     "certainly_lost",
     "cochran_pairs",
     "cochran_q",
@@ -101,6 +103,7 @@ __all__ = [
     "mcnemar",
     "mcnemar_of_counts",
     "mean_jaccard",
+    "metric_over_rows",
     "over_rows",
     "over_seeds",
     "overlap",

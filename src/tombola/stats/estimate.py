@@ -1,10 +1,11 @@
-"""One number with its spread, and the two simplest: a mean over seeds, a share of rows."""
+"""One number with its spread, and the simplest: means over seeds, shares of rows, metrics of rows, medians."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
+from typing import Any
 
 from tombola.errors import DataError
 
@@ -32,6 +33,20 @@ class Estimate:
             return f"undefined, because {self.note}"
         ends = "" if self.low is None or self.high is None else f" ({self.low:.3f} to {self.high:.3f})"
         return f"{self.value:.3f}{ends}".replace("-", "−")
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A median, and an interval that holds the true one in at least 95 of 100 cases (in fewer below 6 values)."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """As in "0.56 (0.54 to 0.58)"."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -66,6 +81,56 @@ def over_rows(correct: int, n: int) -> Estimate:
 
     low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
     return Estimate(correct / n, float(low), float(high), None, 1, f"Wilson interval over {n} rows of one seed")
+
+
+def metric_over_rows(
+    metric: Callable[[Sequence[Any], Sequence[Any]], float], labels: Sequence[Any], answers: Sequence[Sequence[Any]]
+) -> Estimate:
+    """Mean over models of metric(labels, answers) on the same rows, with its 95 % jackknife interval over rows, by t.
+
+    answers: [model][row], of one seed each, say. The interval is for other rows and these very models: what another seed would
+    give is not in it. `std` is that over models. The metric must not depend on the order of rows. For smooth metrics (shares, F1,
+    correlations), as in `paired_over_rows`.
+    Undefined, and said so, where the metric is; without an interval where it is undefined without one of the rows.
+    Raises: DataError if a model has not as many answers as there are labels.
+    """
+    for one in answers:
+        require_pairs("rows", len(labels), len(one))
+    n, models = len(labels), len(answers)
+    if n < 2 or not models:
+        return undefined("no models" if not models else f"{n} rows", models)
+    values = [metric(labels, one) for one in answers]
+    if not all(map(math.isfinite, values)):
+        return undefined("the metric is no finite number", models)
+    value, std = fmean(values), stdev(values) if models > 1 else None
+    without: dict[tuple[Any, ...], float] = {}  # rows with the same label and the same answers leave the same score behind
+    rows = list(zip(labels, *answers, strict=True))
+    for i, row in enumerate(rows):
+        if row not in without:
+            label, *rest = ([*column[:i], *column[i + 1 :]] for column in (labels, *answers))
+            without[row] = fmean(metric(label, one) for one in rest)
+    left = [without[row] for row in rows]
+    if not all(map(math.isfinite, left)):
+        return Estimate(value, None, None, std, models, "no interval: the metric is undefined when a row is left out")
+    middle = fmean(left)
+    half = t_quantile(float(n - 1)) * math.sqrt((n - 1) / n * math.fsum((one - middle) ** 2 for one in left))
+    seeds = "one seed" if models == 1 else f"these {models} seeds"
+    return Estimate(value, value - half, value + half, std, models, f"jackknife over {n} rows of {seeds}")
+
+
+def band(values: Sequence[float]) -> Band:
+    """The median of these values, and the interval of it between the k-th from below and the k-th from above.
+
+    k is the largest for which as many throws of a fair coin as there are values show fewer than k heads in at most 2.5 of 100
+    cases, which asks nothing of how the values are spread; 1 where there is none.
+    """
+    ordered, n = sorted(values), len(values)
+    k, below = 0, 0.5**n
+    while below <= 0.025:
+        k += 1
+        below += math.comb(n, k) * 0.5**n
+    k = max(k, 1)
+    return Band(median(ordered), ordered[k - 1], ordered[n - k])
 
 
 def undefined(why: str, n: int) -> Estimate:

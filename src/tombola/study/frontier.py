@@ -1,47 +1,49 @@
-"""Score against latency and size: tickets of several procedures and floors, shrunk and timed, with random controls beside.
+"""Score against latency and size: what was measured of a model and task, which ticket a target picks, and where it is kept.
 
-What is searched, scored and drawn are cells of the store, like any find; what is timed is measured anew each time, here.
+The last measurement of the same cells stands in <store>/frontiers/<fingerprint>.json, for the page; `frontier_cells` makes it.
 """
 
+import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import mean
 from typing import Any
 
-from tombola.anatomy import read_anatomy
-from tombola.cut import prove_same, shrink
-from tombola.errors import MaskError, SettingsError, TombolaError
-from tombola.objective import load_weights
-from tombola.study.cells import Cell, Lab, read_rows
-from tombola.study.data import layout_of
-from tombola.study.jobs import found_ticket
-from tombola.study.runs import Found, Tested, implied, plan_controls, plan_find
-from tombola.study.settings import resolve
-from tombola.tasks import Task
-from tombola.timing import Band, bench_models, runner_of
+from tombola.errors import TombolaError
+from tombola.stats import Band, Estimate
+from tombola.store import Store, fingerprint
+from tombola.study.cells import read_json
 
-PROCEDURES = ("joint", "neurons", "layers")
-FLOORS = (0.95, 0.9, 0.8, 0.6)
+FOLDER, FORMAT = "frontiers", 1
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One ticket, shrunk; the dense model is the point of procedure "dense"."""
+    """The tickets of one goal, one a seed; the dense model is the point of goal "dense".
 
-    procedure: str
-    floor: float
-    cell: str  # of the search
+    Size and time are those of the first seed's ticket. Scores are on the rows that are reported, means over seeds (and draws)
+    with an interval over rows.
+    """
+
+    goal: str  # as in "joint, floor 0.9"
+    cells: tuple[str, ...]  # of the searches, seed by seed; of the dense models
     sparsity: float
-    score: float
-    n: int
-    random: float | None  # mean score of its random controls, of the same size
+    score: Estimate
+    n: int  # rows
+    random: Estimate | None  # the same of random controls, each of the size of its ticket
     parameters: int
-    flops: int
-    seconds: Band  # of a forward pass
+    flops: int  # of a forward pass
+    seconds: Band  # of the same
     against_dense: Band
     noise: float
     dominated: bool = False  # another one scores as much, is as fast and as small, and better in one of them
+
+    @property
+    def value(self) -> float:
+        """The score, a number for every point: see `measure_frontier`."""
+        assert self.score.value is not None
+        return self.score.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,11 @@ class Frontier:
     model: str
     task: str
     metric: str
+    seeds: tuple[int, ...]
+    stage: str  # of the tickets that are scored: "pruned", "tuned" or "retrained"
     batch: int
     length: int
+    threads: int
     points: tuple[Point, ...]
 
     def pick(self, target: str) -> Point:
@@ -60,26 +65,21 @@ class Frontier:
 
         Raises: TombolaError for another target, or when no point meets it, naming the nearest.
         """
-        said = re.fullmatch(r"(?:≤|<=|<)?\s*(\d+(?:\.\d+)?)\s*(ms|points?)(?: lost)?", target.strip())
-        if said is None:
-            raise TombolaError(
-                "this is no target", got=target, expected='"50 ms" or "1 point", as in "≤ 50 ms", "≤ 1 point lost"'
-            )
-        limit, dense = float(said[1]), self.points[0]
-        if said[2] == "ms":
+        (limit, unit), dense = read_target(target), self.points[0]
+        if unit == "ms":
             met = [one for one in self.points if 1e3 * one.seconds.median <= limit]
             nearest = min(self.points, key=lambda one: one.seconds.median)
-            best = max(met, key=lambda one: (one.score, -one.seconds.median), default=None)
+            best = max(met, key=lambda one: (one.value, -one.seconds.median), default=None)
         else:
-            met = [one for one in self.points[1:] if 100 * (dense.score - one.score) <= limit + 1e-9]
-            nearest = max(self.points[1:], key=lambda one: one.score)
-            best = min(met, key=lambda one: (one.seconds.median, -one.score), default=None)
+            met = [one for one in self.points[1:] if 100 * (dense.value - one.value) <= limit + 1e-9]
+            nearest = max(self.points[1:], key=lambda one: one.value)
+            best = min(met, key=lambda one: (one.seconds.median, -one.value), default=None)
         if best is None:
             raise TombolaError(
                 f"no ticket meets {target}",
-                got=f"nearest: {nearest.procedure} at floor {nearest.floor:g}, {1e3 * nearest.seconds.median:.1f} ms, "
-                f"{100 * (dense.score - nearest.score):.1f} points lost",
-                next="search at other floors (--floors), or take another target",
+                got=f"nearest: {nearest.goal}, {1e3 * nearest.seconds.median:.1f} ms, "
+                f"{100 * (dense.value - nearest.value):.1f} points lost",
+                next="search at other floors or sparsities (--floors, --sparsities), or take another target",
             )
         return best
 
@@ -87,107 +87,56 @@ class Frontier:
         """The same as plain data."""
         return asdict(self)
 
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> "Frontier":
+        """What `as_json` was called on."""
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The cells of one ticket of a frontier: the search with its scores, and its random controls."""
+        def point(one: Mapping[str, Any]) -> Point:
+            random = None if one["random"] is None else Estimate(**one["random"])
+            bands = {name: Band(**one[name]) for name in ("seconds", "against_dense")}
+            return Point(**{**one, **bands, "cells": tuple(one["cells"]), "score": Estimate(**one["score"]), "random": random})
 
-    procedure: str
-    floor: float
-    found: Found
-    controls: tuple[Tested, ...]
-
-    @property
-    def cells(self) -> list[Cell]:
-        return [*self.found.cells, *(cell for one in self.controls for cell in one.cells)]
+        return Frontier(**{**said, "seeds": tuple(said["seeds"]), "points": tuple(map(point, said["points"]))})
 
 
-def plan_frontier(
-    lab: Lab,
-    model: str,
-    task: str | Task,
-    values: dict[str, Any],
-    seed: int = 0,
-    procedures: Sequence[str] = PROCEDURES,
-    floors: Sequence[float] = FLOORS,
-    draws: int = 2,
-) -> list[Planned]:
-    """The cells of every procedure at every floor, on one dense model. Raises: SettingsError, as `resolve`; nothing runs."""
-    wrong = [] if procedures and floors else [TombolaError("nothing is asked for", got=f"{len(procedures)} × {len(floors)}")]
-    wrong += [TombolaError("asked for twice", got=list(x)) for x in (procedures, floors) if len(set(x)) < len(x)]
-    wrong += [TombolaError("procedure and floor are those of the frontier", got=name, next=f"use --{name}s") for name in
-              ("procedure", "floor") if name in values]  # fmt: skip
-    if wrong:
-        raise SettingsError(wrong)
-    planned = []
-    for procedure in procedures:
-        for floor in floors:
-            asked = {**implied(task, "s-prune"), **values, "procedure": procedure, "floor": floor}
-            settings = resolve(asked, (seed,), method="s-prune")
-            (found,) = plan_find(lab, model, task, settings, (seed,))
-            controls = plan_controls(found.search, found.dense, ("random",), draws, settings, retrain=False) if draws else []
-            planned.append(Planned(procedure, floor, found, tuple(controls)))
-    return planned
-
-
-def measure_frontier(lab: Lab, planned: Sequence[Planned], batch: int = 8, length: int = 128, rounds: int = 9) -> Frontier:
-    """Shrinks and times the tickets of finished cells, in turns. Raises: DataError when the task's score is no share."""
-    dense_cell = planned[0].found.dense
-    name, first = str(dense_cell.settings["model"]["name"]), _reported(lab, dense_cell)
-    if first["metric"] == "perplexity":
-        raise TombolaError(
-            "a frontier is of scores in points",
-            got="perplexity",
-            expected="a task with classes or values",
-            next="take another task",
-        )
-    runners, sizes = {}, {}
-    model: Any = None
-    for i, one in enumerate(planned):
-        ticket = found_ticket(lab, one.found)
-        if model is None:
-            model = load_weights(lab.folder(dense_cell) / "weights", ticket.objective, head_seed=0)
-            anatomy = read_anatomy(model, layout_of(dense_cell.settings["model"]))
-            runners["dense"] = runner_of("dense", model)
-        try:
-            small = shrink(model, ticket.mask, anatomy, groups="fill", share=True)
-            prove_same(model, anatomy, ticket.mask, small)
-        except MaskError as error:
-            raise TombolaError(
-                f"the tickets of {name} cannot be shrunk, so that there is nothing to time", got=error.what
-            ) from error
-        runners[str(i)] = runner_of(str(i), small)
-        sizes[str(i)] = ticket.sparsity
-    timed = {one.model: one for one in bench_models(runners, ((batch, length),), rounds).timings}
-    points = [_point("dense", 1.0, dense_cell, 0.0, first, None, runners["dense"].parameters, timed["dense"])]
-    for i, one in enumerate(planned):
-        of_random = [_reported(lab, each.pruned)["value"] for each in one.controls if isinstance(each.pruned, Cell)]
-        scored, found = _reported(lab, one.found.pruned), one.found.search
-        random = mean(of_random) if of_random else None
-        key = str(i)
-        points.append(_point(one.procedure, one.floor, found, sizes[key], scored, random, runners[key].parameters, timed[key]))
-    said = str(dense_cell.settings["data"]["task"])
-    return Frontier(name, said, str(first["metric"]), batch, length, tuple(mark_dominated(points)))
-
-
-def _point(procedure: str, floor: float, cell: Cell, sparsity: float, scored: Any, random: float | None, n: int, t: Any) -> Point:
-    return Point(
-        procedure, floor, cell.key, sparsity, float(scored["value"]), int(scored["n"]), random, n, t.flops, t.seconds,
-        t.against_dense, t.noise,
-    )  # fmt: skip
+def read_target(text: str) -> tuple[float, str]:
+    """What a target asks for: a number, and "ms" or "points". Raises: TombolaError for what is no target."""
+    said = re.fullmatch(r"(?:≤|<=|<)?\s*(\d+(?:\.\d+)?)\s*(?:(ms)|points?(?: lost)?)", text.strip())
+    if said is None:
+        raise TombolaError("this is no target", got=text, expected='"50 ms" or "1 point", as in "≤ 50 ms", "≤ 1 point lost"')
+    return float(said[1]), "ms" if said[2] else "points"
 
 
 def mark_dominated(points: Sequence[Point]) -> list[Point]:
     """The points, those that another one beats in score, time or size, and is at least as good in the rest, marked."""
 
     def beats(a: Point, b: Point) -> bool:
-        better = (a.score - b.score, b.seconds.median - a.seconds.median, b.parameters - a.parameters)
+        better = (a.value - b.value, b.seconds.median - a.seconds.median, b.parameters - a.parameters)
         return min(better) >= 0 and max(better) > 0
 
     return [replace(one, dominated=any(beats(other, one) for other in points)) for one in points]
 
 
-def _reported(lab: Lab, cell: Cell) -> dict[str, Any]:
-    """The first score of a cell on the rows that are reported."""
-    rows = read_rows(lab.folder(cell) / "scores.jsonl")
-    return next(row for row in rows if row["role"] == "report")
+# -------------------------------------------------------------------------------------------------------------- on disk
+
+
+def keep_frontier(store: Store, found: Frontier) -> None:
+    """Writes a measured frontier, in place of an earlier measurement of the same cells at the same shape."""
+    of = [[one.cells for one in found.points], found.stage, found.batch, found.length, found.threads]
+    file = store.root / FOLDER / f"{fingerprint(of)}.json"
+    file.parent.mkdir(exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"format": FORMAT} | found.as_json(), indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def read_frontiers(store: Store, keys: Collection[str] | None = None) -> list[Frontier]:
+    """The frontiers that were measured on a store, in the order of their names; `keys`: those of these cells alone."""
+    found = []
+    for file in sorted((store.root / FOLDER).glob("*.json")):
+        said = read_json(file)
+        if said.pop("format") == FORMAT:
+            one = Frontier.from_json(said)
+            if keys is None or all(set(point.cells) <= set(keys) for point in one.points):
+                found.append(one)
+    return sorted(found, key=lambda one: (one.task, one.model, one.batch, one.length))

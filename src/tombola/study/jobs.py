@@ -7,8 +7,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TicketError, TombolaError
+from tombola.evaluate import over_rows
 from tombola.mask import Mask
 from tombola.search import SEARCHES
 from tombola.source import fingerprint_folder
@@ -16,9 +20,19 @@ from tombola.store import CELL
 from tombola.study.cells import Cell, Given, Lab, read_json, read_rows
 from tombola.study.data import base_folder, encoded_rows, named, task_data, task_of
 from tombola.study.presets import DEFAULT
-from tombola.study.runs import Found, common_settings, implied, plan_find, plan_retrain, shared_settings, step_cell
+from tombola.study.runs import (
+    Found,
+    common_settings,
+    implied,
+    plan_find,
+    plan_retrain,
+    plan_test,
+    plan_tuned,
+    shared_settings,
+    step_cell,
+)
 from tombola.study.settings import GROUPS, RetrainSettings, Settings, options_of, resolve
-from tombola.study.steps.shared import ticket_of
+from tombola.study.steps.shared import read_predictions, ticket_of
 from tombola.tasks import Task
 from tombola.ticket import Ticket
 
@@ -69,13 +83,46 @@ def found_ticket(lab: Lab, found: Found) -> Ticket:
         from tombola.study.chains import nested
 
         ticket, stage = nested(lab, found.chain), "retrained"
-    measured = [
-        {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
-        for what, cell in (("full", found.dense), (stage, found.pruned))
-        for row in read_rows(lab.folder(cell) / "scores.jsonl")
-        if row["role"] != "selection"
-    ]
+    measured = [row for what, cell in (("full", found.dense), (stage, found.pruned)) for row in _measured(lab, cell, what)]
     return replace(ticket, metrics=(*ticket.metrics, *measured))
+
+
+def tested_ticket(lab: Lab, name: str) -> Ticket:
+    """TICKET as `read_ticket`, with what this store knows of it: scores on the rows it was not chosen on, as `found_ticket`."""
+    ticket, taken = read_ticket(lab, name), resolve_ticket(lab, name)
+    try:
+        dense = _found_on(lab, name)
+    except TicketError:  # of another place
+        return ticket
+    cells = ("full", dense), ("pruned", plan_test(taken, dense, retrain=False).pruned)
+    known = [row for what, cell in cells if lab.store.load(cell.key) is not None for row in _measured(lab, cell, what)]
+    said = {(row.get("what"), row["split"], row["metric"]) for row in known}
+    others = [row for row in ticket.metrics if (row.get("what"), row["split"], row["metric"]) not in said]
+    return replace(ticket, metrics=(*others, *known))
+
+
+def tuned_factors(lab: Lab, name: str) -> dict[str, Tensor]:
+    """The factors of mask tuning of a ticket of this store, by path of the projection; computed where they are not known.
+
+    Raises: TicketError for a ticket of another place; MaskError as `tombola.tuned.tune`.
+    """
+    cell = plan_tuned(resolve_ticket(lab, name), _found_on(lab, name))
+    lab.run([cell])
+    factors: dict[str, Tensor] = load_file(lab.folder(cell) / "factors.safetensors")
+    return factors
+
+
+def _measured(lab: Lab, cell: Cell, what: str) -> list[dict[str, Any]]:
+    """The scores of a cell, but those on selection rows, as a ticket has them: with an interval over rows where there is one."""
+    folder, found = lab.folder(cell), list[dict[str, Any]]()
+    predictions = read_predictions(folder)
+    for row in read_rows(folder / "scores.jsonl"):
+        if row["role"] == "selection":
+            continue
+        said = {name: row[name] for name in ("split", "metric", "value", "n", "majority")} | {"what": what}
+        spread = over_rows([predictions[row["role"]]], row["metric"])
+        found.append(said | ({} if spread.low is None else {"low": spread.low, "high": spread.high}))
+    return found
 
 
 def method_of(ticket: Ticket) -> str:

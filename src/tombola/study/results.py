@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.derived import RULES
+from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
 
@@ -149,6 +150,7 @@ class Results:
     magnitudes: tuple[Magnitude, ...] = ()
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
+    frontiers: tuple[Frontier, ...] = ()
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
 
 
@@ -229,6 +231,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
         variants=stands_for,
+        frontiers=tuple(read_frontiers(store, keys)),
         **further,
     )
 
@@ -317,6 +320,8 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
             flat["mask"] = RULES[one.settings["rule"]].family
+        if one.step in ("evaluate", "retrain", "tune"):  # said of all, so that what is scaled is not averaged with what is not
+            flat["mask_tuning"] = one.step == "tune"
         if one.step == "retrain":
             flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
         if "start" in one.settings:

@@ -22,6 +22,7 @@ from tombola.study.presets import DEFAULT, Rung, ladder
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
+from tombola.tuned import DAMP, LIMIT
 
 if TYPE_CHECKING:
     from tombola.study.chains import Chain
@@ -156,6 +157,11 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
     pruned = step_cell("evaluate", shared_settings(dense), ticket=ticket, weights=dense)
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
+
+
+def plan_tuned(ticket: Cell | Given, dense: Cell) -> Cell:
+    """The cell of mask tuning: what the ticket keeps of the weights of `dense` is scaled, by least squares on selection rows."""
+    return step_cell("tune", shared_settings(dense) | {"tuning": {"damp": DAMP, "limit": LIMIT}}, ticket=ticket, weights=dense)
 
 
 def plan_retrain(

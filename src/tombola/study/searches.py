@@ -24,7 +24,8 @@ from tombola.tasks.encode import Encoded
 from tombola.train import Recipe, RunSeeds, TrainLog
 
 # procedure of s-prune → the scope of its tickets: which parts are kept or removed whole
-STRUCTURED = {"joint": "heads+mlps", "heads": "heads+mlps", "mlps": "heads+mlps", "neurons": "neurons", "layers": "layers"}
+STRUCTURED = {"joint": "heads+mlps", "heads": "heads+mlps", "mlps": "heads+mlps", "neurons": "neurons", "layers": "layers",
+              "heads+neurons": "heads+neurons"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
     control     ticket → control ticket of its size      ticket
     derive      tickets → another ticket                 ticket
     evaluate    ticket on weights (pruned)               predictions, scores
+    tune        what a ticket keeps, scaled              factors, predictions, scores
     lesion      part of a dense model destroyed          scores of each place
     train_mode  base, trained in another way             predictions, scores
     retrain     ticket on base, trained again            predictions, scores, weights when asked for
@@ -29,7 +30,7 @@ from tombola.study.steps.attention import run_attention, run_patterns
 from tombola.study.steps.imp import run_round, run_snapshot
 from tombola.study.steps.landscape import run_landscape
 from tombola.study.steps.losses import run_bias
-from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion
+from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion, run_tune
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_base_mask, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
 from tombola.study.steps.words import run_bag_of_words
@@ -122,6 +123,8 @@ STEPS: dict[str, Step] = {
     "control": Step(1, run_control, lambda cell: 1.0, _title),
     "derive": Step(1, run_derive, lambda cell: 1.0, _title),
     "evaluate": Step(3, run_evaluate, lambda cell: _rows(cell, "selection", "report", "challenge"), _title),
+    # of each site, some two a layer, a pass of the dense and of the masked model
+    "tune": Step(1, run_tune, lambda cell: 24.0 * _rows(cell, "selection") + _rows(cell, "report", "challenge"), _title),
     "lesion": Step(1, run_lesion, _lesion_work, _title),
     "train_mode": Step(1, run_training, _training_work, _title),
     "retrain": Step(1, run_training, _training_work, _title),

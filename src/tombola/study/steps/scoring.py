@@ -5,6 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
+
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.cut import prove_same, shrink
 from tombola.errors import MaskError
@@ -17,6 +19,8 @@ from tombola.study.cells import Cell, Given, Lab, write_json, write_rows
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.lesions import PLACES, Cut, Patient, done, said_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, score_rows, taken_ticket, write_scores
+from tombola.tasks.encode import batches
+from tombola.tuned import fold, tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +57,26 @@ def run_evaluate(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         else ["the weights are the base: the task head was drawn, not trained, and scores are those of chance"]
     )
     write_json(out / "result.json", {"warnings": head})
+
+
+def run_tune(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
+    """A ticket on the weights it was found on, what it keeps scaled by least squares on the selection rows, nothing trained."""
+    data, ticket, dense = same_data(cell, lab), taken_ticket(cell, lab), cell.inputs["weights"]
+    assert ticket is not None
+    model = load_weights(lab.folder(dense) / "weights", data.task.objective, head_seed=cell.settings["seeds"]["head"])
+    anatomy = read_anatomy(model, layout_of(cell.settings["model"]))
+    model.to(cell.settings["machine"]["device"])
+    prove_acts(model, anatomy, ticket.mask)
+    selection, device = encoded_rows(lab, cell, "selection", data.selection), cell.settings["machine"]["device"]
+    tuning = tune(model, ticket.mask, anatomy, lambda: batches(selection, device=device), **cell.settings["tuning"])
+    progress(0.8)
+    fold(model, tuning.factors)
+    with as_small_as_it_gets(model, anatomy, ticket.mask) as pruned:
+        predictions = predict_all(cell, lab, data, pruned)
+    write_scores(cell, out, data, predictions, read_predictions(lab.folder(dense)), ticket, stage="pruned")
+    save_file({path: of.contiguous() for path, of in tuning.factors.items()}, out / "factors.safetensors")
+    said = {"loss": tuning.loss, "errors": tuning.errors, "left": tuning.left}
+    write_json(out / "result.json", {"warnings": [], "tuning": said})
 
 
 @contextmanager

@@ -57,7 +57,9 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         tried.append(trial)
         progress(min(len(tried) / EXPECTED_TRIALS, 0.95))
         if len(tried) == 1:  # said before the search falls through the floor, which may take hours
-            for doubt in _doubts_of_search(trial.score, floor_score(trial.score, search["floor"], search["floor_rule"])):
+            to_floor = search.get("sparsity") is None
+            floor = floor_score(trial.score, search["floor"], search["floor_rule"]) if to_floor else None
+            for doubt in _doubts_of_search(trial.score, floor):
                 lab.reporter.say(doubt)
 
     def searched(checkpoints: Path | None) -> "tuple[PreTrainedModel, Anatomy, Outcome]":
