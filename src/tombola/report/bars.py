@@ -133,3 +133,8 @@ def legend_of(kinds: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 def cells_of(cases: Iterable[Case]) -> tuple[str, ...]:
     return tuple(sorted({key for case in cases for key in case.cells}))
+
+
+def good_cells_of(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Of the searches alone."""
+    return tuple(sorted({ticket.cell for case in cases for ticket in case.good}))

@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
+from tombola.report import about_beside, about_heads, about_masks, about_removal, about_study, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -40,10 +40,10 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
         about_masks.stability_parts, about_masks.task_overlap_parts, about_masks.task_survival_parts,
         about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts,
     )),
-    ("search", "What searches go by", (about_masks.importance_parts,)),
+    ("search", "What searches go by", (about_heads.importance_parts, about_heads.order_parts, about_heads.magnitude_parts)),
     ("sparsity", "How much can go", (about_removal.sparsity_parts, about_variants.joined_parts, about_variants.matched_parts)),
     ("modes", "What training owes to what", (about_variants.mode_parts,)),
-    ("attention", "What heads look at", (about_beside.attention_parts,)),
+    ("attention", "What heads look at", (about_heads.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
@@ -131,7 +131,7 @@ def sections_of(study: Study) -> list[Section]:
             found.append(Section(anchor, title, "", parts))
     alone = [case for case in study.cases if _stands_alone(case, study)]
     many = len(alone) > MANY_CASES
-    return [*found, *(_section(f"task-{i}", case, len(alone), many) for i, case in enumerate(alone, start=1))]
+    return [*found, *(_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1))]
 
 
 def _stands_alone(case: Case, study: Study) -> bool:
@@ -185,14 +185,14 @@ def latex_table(results: Results, role: str = "report") -> str:
     return latex(table) if table.rows else ""
 
 
-def _section(anchor: str, case: Case, n: int, many: bool) -> Section:
+def _section(anchor: str, study: Study, case: Case, n: int, many: bool) -> Section:
     parts = [score_part(f"{anchor}-scores-{i}", case, split) for i, split in enumerate(case.splits, start=1)]
     if len(case.shapes) == 1:
         about_masks = (
             survival_part(f"{anchor}-survival", case, lean=many),
             search_part(f"{anchor}-search", case),
             size_part(f"{anchor}-sizes", case),
-            overlap_part(f"{anchor}-overlap", case),
+            overlap_part(f"{anchor}-overlap", case, study.stability_of(case)),
         )
         parts += [part for part in about_masks if part]
     said = said_of(case) if many else case_verdict(case) if n > 1 else ""

@@ -8,14 +8,17 @@ The ground of the room: it imports no other file of it.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from statistics import fmean
 from typing import Any, Literal
 
 from tombola.stats import Estimate, Paired, over_seeds, paired_over_seeds, smallest_detectable_difference
+from tombola.study import survival as tables
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow, Variant
 from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
+DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005
 ROLES = ("report", "challenge", "selection")  # in the order of the page
 PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
 UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
@@ -24,6 +27,7 @@ UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
     "neurons": lambda ticket: ticket.neurons,
     "layers": lambda ticket: tuple(map(bool, ticket.mlps)),
 }
+UNIT_NAMES: Mapping[str, str] = {"mlps": "MLPs"}  # part of a table of `tombola.study` → unit, where they differ
 # Scope of tickets whose map has no heads → what its one cell a layer stands for.
 COLUMNS: Mapping[str, str] = {"neurons": "neurons", "layers": "layer"}
 SEED_AND_DRAW = attrgetter("seed", "draw")
@@ -350,9 +354,9 @@ def _position(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Study:
-    """All cases of a page, and what several of them are asked together."""
+    """All cases of a page, and what several of them are asked together: the tables of `tombola.study`, each worked out once."""
 
     results: Results
     cases: tuple[Case, ...]
@@ -365,9 +369,34 @@ class Study:
         """What the page calls the runs whose rows have this `task`."""
         return next((case.title for case in self.cases if case.name == task), task)
 
-    def case_of(self, task: str, variant: str) -> Case | None:
-        """The case of a task's name and the rest of it, as `tombola.study.survival` tells them apart."""
-        return next((case for case in self.cases if case.name == f"{task} {variant}".strip()), None)
+    def case_of(self, found: tables.Case) -> Case | None:
+        """The page's case of a row of these tables; where it is part of several, one that was run as most are."""
+        mine = [case for case in self.cases if case.name in found.names and case.good]
+        return min(mine, key=lambda case: len(case.unusual), default=None)
+
+    def task_of(self, name: str) -> str:
+        """The task of a row as the page's filter knows it; "" of what is no task of it."""
+        plain = tables.bare(name)
+        short = plain.partition(":")[0]
+        return plain if plain in self.tasks else short if short in self.tasks else ""
+
+    @cached_property
+    def stability(self) -> Mapping[tables.Case, Mapping[str, tables.StabilityRow]]:
+        """E9: case → part → how far its seeds agree."""
+        found: dict[tables.Case, dict[str, tables.StabilityRow]] = {}
+        for row in tables.stability_rows(self.results, draws=DRAWS):
+            found.setdefault(row.case, {})[row.part] = row
+        return found
+
+    def stability_of(self, case: Case) -> Mapping[str, tables.StabilityRow]:
+        """Unit, as the page names it → how far the seeds of one case agree."""
+        mine = next((of for found, of in self.stability.items() if case.name in found.names), {})
+        return {UNIT_NAMES.get(part, part): row for part, row in mine.items()}
+
+    @cached_property
+    def overlaps(self) -> Sequence[tables.OverlapRow]:
+        """E13: what two tasks share."""
+        return tables.overlap_rows(self.results, draws=DRAWS)
 
     @property
     def seeds(self) -> tuple[int, ...]:

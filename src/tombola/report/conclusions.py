@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tombola.report.cases import UNITS, Case, Group, Study, per_seed
-from tombola.stats import ALPHA, Estimate, over_seeds, stability
+from tombola.report.cases import Case, Group, Study, per_seed
+from tombola.stats import ALPHA, Estimate, over_seeds
 
 Outcome = Literal["holds", "fails", "undecided"]
 MARGIN = 0.1  # of what the dense model scores above the majority line: what "matches" and "as good as" may lose
@@ -87,9 +87,10 @@ def _beats_majority(case: Case, study: Study) -> Finding | None:
 
 def _seeds_agree(unit: str) -> Callable[[Case, Study], Finding | None]:
     def of(case: Case, study: Study) -> Finding | None:
-        if unit not in case.units or len(case.good) < 2 or len(case.shapes) > 1:
+        row = study.stability_of(case).get(unit)
+        if row is None:
             return None
-        found = stability([UNITS[unit](ticket) for ticket in case.good], draws=1_999)
+        found = row.found
         if found.kappa.value is None or found.p_at_least is None:
             return None
         beyond = found.p_at_least < ALPHA

@@ -72,7 +72,7 @@ def values_rows(store: "Store", results: Results) -> list[ValuesRow]:
             rows += _values(case, case.task, list(combinations(masks, 2)), kappas)
     for (a, of_a), (b, of_b) in combinations(found.items(), 2):
         seeds = sorted(of_a.keys() & of_b.keys())
-        if a.kin == b.kin and seeds:
+        if seeds and a.is_like(b, results.variants):
             rows += _values(a, b.task, [(masks_of(of_a[s]), masks_of(of_b[s])) for s in seeds], {})
     return rows
 
