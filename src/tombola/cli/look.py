@@ -79,6 +79,7 @@ def report(
 ) -> None:
     """Everything a store holds as one offline HTML page."""
     from tombola.report.build import latex_table, markdown_table
+    from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
     if markdown and latex:
@@ -90,7 +91,7 @@ def report(
     if markdown or latex:
         print((markdown_table if markdown else latex_table)(results))
         return
-    say(f"The page: {write_report(results, out, tables, figures).resolve()}")
+    say(f"The page: {write_report(with_shared(lab.store, results), out, tables, figures).resolve()}")
 
 
 def write_report(

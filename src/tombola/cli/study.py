@@ -251,10 +251,11 @@ def report(
     from dataclasses import replace
 
     from tombola.study.engine import states
+    from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
     lab, plan = which.planned(name, there=True)
-    results = replace(collect(lab.store, plan.cells.keys()), command=_command(name, which))
+    results = replace(with_shared(lab.store, collect(lab.store, plan.cells.keys())), command=_command(name, which))
     absent = sum(state != "done" for state in states(lab.store, plan.cells).values())
     if absent == len(plan.cells):
         raise TombolaError(

@@ -23,12 +23,8 @@ from tombola.report.cases import Case, Group, Split, Study
 from tombola.report.charts import Curve, Point
 from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
-from tombola.report.words import (
-    kind_css,
-    kind_name,
-    number,
-    spread,
-)
+from tombola.report.words import NONE, kind_css, kind_name, number, spread
+from tombola.study.heads import answers_rows
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS
 
@@ -117,6 +113,65 @@ def versus_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             tables=(table,),
             experiment="controls",
             cells=cells_of(used),
+        ),
+    )
+
+
+def answer_parts(anchor: str, study: Study) -> tuple[Part, ...]:
+    """X13: which answer a model gives most, beside the dense model: one that always gives the same knows nothing."""
+    rows, tasks = [], []
+    for row in answers_rows(study.results):
+        most = max(row.shares, key=lambda name: row.shares[name].value or 0.0)
+        shifts = {
+            name: (share.value or 0.0) - (row.dense[name].value or 0.0) for name, share in row.shares.items() if name in row.dense
+        }
+        moved = max(shifts, key=lambda name: abs(shifts[name]), default="")
+        if row.family not in ("", "as found"):
+            continue
+        task = study.task_of(row.task)
+        rows.append(
+            (
+                task or row.task,
+                row.search or NONE,
+                row.stage,
+                kind_name(row.kind),
+                most,
+                spread(row.shares[most]),
+                spread(row.dense[most]) if most in row.dense else NONE,
+                f"{moved} {number(shifts[moved], sign=True)}" if moved else NONE,
+                str(row.shares[most].n_seeds),
+            )
+        )
+        tasks.append(task)
+    if len(set(tasks)) < 2:
+        return ()  # of one task its own section says it
+    table = Table(
+        "Answers on report rows: share of rows, mean ± std over seeds",
+        (
+            "Task",
+            "Search",
+            "Stage",
+            "Ticket",
+            "Most frequent answer",
+            "Its share",
+            "in the dense model",
+            "Largest shift",
+            "Seeds",
+        ),
+        tuple(rows),
+        "A ticket whose most frequent answer has all rows has learned nothing, whatever it scores.",
+        stubs=4,
+        tasks=tuple(tasks),
+    )
+    return (
+        Part(
+            anchor,
+            "Answers",
+            "What do tickets answer?",
+            fold="Every task, search and ticket",
+            folded=(table,),
+            experiment="controls",
+            all_seeds=True,
         ),
     )
 

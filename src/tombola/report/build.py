@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_heads, about_masks, about_removal, about_study, about_variants
+from tombola.report import about_beside, about_heads, about_masks, about_removal, about_study, about_values, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -35,10 +35,13 @@ LARGE = 1_200_000  # characters: a page that would be larger has its sections pa
 
 # Anchor, heading, and what stands under it; a part that these results have no rows for is left out.
 PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]]]]] = (
-    ("tickets", "Tickets and controls", (about_study.bar_parts, about_study.versus_parts, about_study.epoch_parts)),
+    ("tickets", "Tickets and controls", (
+        about_study.bar_parts, about_study.versus_parts, about_study.epoch_parts, about_study.answer_parts,
+    )),
     ("seeds", "Do seeds and tasks agree?", (
         about_masks.stability_parts, about_masks.task_overlap_parts, about_masks.task_survival_parts,
-        about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts,
+        about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts, about_values.kept_parts,
+        about_values.value_parts, about_values.error_parts, about_values.transfer_parts,
     )),
     ("search", "What searches go by", (about_heads.importance_parts, about_heads.order_parts, about_heads.magnitude_parts)),
     ("sparsity", "How much can go", (about_removal.sparsity_parts, about_variants.joined_parts, about_variants.matched_parts)),

@@ -69,6 +69,7 @@ def cases(tickets: Iterable[TicketRow], kind: str = "good") -> dict[Case, dict[i
             variant = one.task.removeprefix(bare(one.task)).strip()
             case = Case(one.model, one.search, one.family, one.preset, bare(one.task), variant, (one.task,))
             found.setdefault(case, {})[one.seed] = one
+    found = {case: of for case, of in found.items() if len({_size(one) for one in of.values()}) == 1}  # one name, one model
     known: dict[tuple[Case, tuple[str, ...]], Case] = {}
     for case, of in sorted(found.items()):
         same = (replace(case, variant=""), tuple(sorted(one.cell for one in of.values())))
@@ -125,10 +126,10 @@ def stability_rows(results: Results, *, draws: int = stats.DRAWS) -> list[Stabil
     rows = []
     for case, of in cases(results.tickets).items():
         seeds = tuple(sorted(of))
-        units = {(parts_of(one), len(flat(one, "heads")), len(one.mlps)) for one in of.values()}
+        units = {parts_of(one) for one in of.values()}
         if len(seeds) < 2 or case.family != "as found" or len(units) > 1:
             continue
-        for part in units.pop()[0]:
+        for part in units.pop():
             masks = [mask_of(of[seed], part) for seed in seeds]
             pairs = {(seeds[i], seeds[j]): one for (i, j), one in stats.cochran_pairs(masks).items()}
             rows.append(StabilityRow(case, part, seeds, stats.stability(masks, draws=draws), pairs))
@@ -240,12 +241,17 @@ def tasks_survived_rows(results: Results) -> list[TasksSurvivedRow]:
 def _kin(results: Results) -> list[dict[Case, dict[int, TicketRow]]]:
     """Cases of one search, run alike on several tasks; whole parts of one number of layers and heads only."""
     found = {case: of for case, of in cases(results.tickets).items() if all(is_whole(one) for one in of.values())}
-    sizes = {case: {(len(flat(one, "heads")), len(one.mlps)) for one in of.values()} for case, of in found.items()}
+    sizes = {case: _size(next(iter(of.values()))) for case, of in found.items()}
     return [
         {case: found[case] for case in group if sizes[case] == size}
         for group in alike(found, results.variants)
         for size in [sizes[group[0]]]
     ]
+
+
+def _size(ticket: TicketRow) -> tuple[int, int]:
+    """Heads and MLPs of its model."""
+    return sum(map(len, ticket.heads)), len(ticket.mlps)
 
 
 def alike(found: Iterable[Case], variants: Mapping[str, Variant]) -> list[list[Case]]:
