@@ -26,7 +26,7 @@ from tombola.report.words import of_seeds
 from tombola.stats import over_seeds
 from tombola.study.experiments import EXPERIMENTS
 from tombola.study.prasanna2020 import ELSEWHERE, TABLES
-from tombola.study.results import Results, ScoreRow
+from tombola.study.results import Results, ScoreRow, TicketRow
 from whole_study import GLUE, only, whole_study
 
 SEEDS = (0, 1, 2)
@@ -268,11 +268,17 @@ def rows(kind: str, stage: str, found: tuple[float, ...], **more: Any) -> list[S
     ]
 
 
-def small(good: float, random: float = 0.6) -> Results:
+def small(good: float, random: float = 0.6, n: int = 10_000) -> Results:
     wobble = (0.0, 0.004, 0.002)
     scores = rows("full", "full", tuple(0.8 + w for w in wobble)) + rows("good", "retrained", tuple(good + w / 2 for w in wobble))
     scores += rows("random", "retrained", tuple(random - w for w in wobble))
-    return Results(tuple(scores), ())
+    return Results(tuple(replace(one, n=n) for one in scores), ())
+
+
+def found_in(seed: int) -> TicketRow:
+    """A good ticket of single values."""
+    sizes = {"heads": ((0.5,),), "mlps": (0.5,), "body_share": 0.5, "total_share": 0.6, "values": (1, 2)}
+    return TicketRow(cell=f"t{seed}", model="m", task="rte", seed=seed, kind="good", draw=0, **sizes)
 
 
 def test_two_studies_differ_where_their_conclusions_do() -> None:
@@ -286,6 +292,9 @@ def test_two_studies_differ_where_their_conclusions_do() -> None:
     assert (matches.a.outcome, matches.b.outcome) == ("holds", "fails")
     assert matches.a.mark == pytest.approx(-0.1 * (0.802 - 0.5))
     assert all(not one.changed and one.difference.value == 0 for one in compare(a, a))
+    few = findings(study_of(replace(small(0.79, n=277), tickets=tuple(found_in(seed) for seed in range(3)))))
+    outcomes = {name: next(iter(of.values())).outcome for name, of in few.items()}
+    assert outcomes == {"good > random, retrained": "holds", "good matches full": "undecided", "random as good as good": "fails"}
 
 
 def test_findings_speak_for_found_tickets_only(study: Results) -> None:
