@@ -17,10 +17,13 @@ from xml.etree import ElementTree
 import pytest
 
 from test_report import Page
+from tombola.errors import StoreError
 from tombola.report import build, build_page, charts, render
+from tombola.report.build import overview_tables
 from tombola.report.cases import study_of
 from tombola.report.conclusions import CONCLUSIONS, compare, decide, findings
-from tombola.report.export import FORMS, drawing_style
+from tombola.report.export import FORMS, drawing_style, markdown
+from tombola.report.folder import write_results
 from tombola.report.layout import Table
 from tombola.report.words import of_seeds
 from tombola.stats import over_seeds
@@ -336,6 +339,31 @@ def test_tables_and_figures_become_files(study: Results, tmp_path: Path) -> None
         drawn = path.read_text(encoding="utf-8")
         ElementTree.fromstring(drawn)
         assert "var(" not in drawn and " data-" not in drawn
+
+
+def test_results_become_a_folder_that_says_how_they_came_to_be(study: Results, tmp_path: Path) -> None:
+    here = replace(
+        study, provenance={**study.provenance, "store": str(tmp_path / "secret" / "store-of-mine")}, warnings=("beware",)
+    )
+    out = tmp_path / "published"
+    text = write_results(here, out, title="Title", ran=["tombola find a b"], hardware="two cores").read_text()
+    assert {one.name for one in out.iterdir()} == {"README.md", "page.html", "tables", "figures"}
+    assert len(list((out / "figures").glob("*.svg"))) > 50 and len(list((out / "tables").glob("*.md"))) > 20
+    for said in (
+        "# Title",
+        "tombola study run prasanna2020\ntombola find a b",
+        "Hardware: two cores.",
+        "31.2 device-hours",
+        "- beware",
+    ):
+        assert said in text, said
+    assert "store-of-mine" in text and not any("secret" in one.read_text() for one in out.rglob("*.*") if one.is_file())
+    overview = markdown(overview_tables(study_of(study))[0])
+    assert overview in text
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(StoreError, match="many files"):
+        write_results(here, taken, title="")
 
 
 def test_colours_of_files_are_those_of_the_light_page() -> None:

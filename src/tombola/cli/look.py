@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tombola.cli.options import STORE, FiguresOption, JsonOption, LayoutOption, StoreOption, TablesOption, make_lab, quiet
+from tombola.cli.options import (
+    STORE,
+    FiguresOption,
+    HardwareOption,
+    JsonOption,
+    LayoutOption,
+    RanOption,
+    ResultsOption,
+    StoreOption,
+    TablesOption,
+    make_lab,
+    quiet,
+)
 from tombola.errors import TombolaError
 from tombola.terminal import print_json, print_table, say
 
@@ -76,6 +88,9 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
     tables: TablesOption = None,
     figures: FiguresOption = None,
+    whole: ResultsOption = None,
+    ran: RanOption = None,
+    hardware: HardwareOption = "",
 ) -> None:
     """Everything a store holds as one offline HTML page."""
     from tombola.report.build import latex_table, markdown_table
@@ -91,7 +106,23 @@ def report(
     if markdown or latex:
         print((markdown_table if markdown else latex_table)(results))
         return
-    say(f"The page: {write_report(with_shared(lab.store, results), out, tables, figures).resolve()}")
+    results = with_shared(lab.store, results)
+    if whole is not None:
+        title = f"Results of the store {lab.store.root.name}"
+        say(f"The results: {write_folder(results, whole, title, ran or (), hardware).resolve()}")
+        return
+    say(f"The page: {write_report(results, out, tables, figures).resolve()}")
+
+
+def write_folder(results: "Results", folder: Path, title: str, ran: "Sequence[str]" = (), hardware: str = "") -> Path:
+    """The folder it wrote, complete. Raises: TombolaError if it cannot."""
+    from tombola.report.folder import write_results
+
+    try:
+        return write_results(results, folder, title=title, ran=ran, hardware=hardware).parent
+    except OSError as error:
+        got = f"{error.strerror}: {error.filename}"
+        raise TombolaError(f"{folder} cannot be written", got=got, next="name another place") from error
 
 
 def write_report(

@@ -4,8 +4,8 @@ Which file does what: `cases` groups rows and has all numbers of scores and mask
 `words` makes sentences and writes numbers. The `about_*` make parts of tables and figures: `about_scores` and
 `about_tickets` of one case, the others over all tasks of a study; `bars` is what several of those share. `figures` and
 `charts` draw; `layout` is what the template `page.html.j2` lays out, with `page.css` and `page.js`; `live` says what that
-script can work out again; `export` writes files. They import one way only: build → about_* → bars, conclusions → words →
-cases; `figures`, `charts`, `layout`, `live` and `export` import none of these.
+script can work out again; `export` writes files, `folder` all of them with a README. They import one way only: folder → build →
+about_* → bars, conclusions → words → cases; `figures`, `charts`, `layout`, `live` and `export` import none of these.
 """
 
 from base64 import b64encode
@@ -71,7 +71,7 @@ def build_page(
     study = study_of(results)
     sections = [*extra, *sections_of(study)]
     if tables is not None:
-        overview = Part("overview", "Overview", "Overview", tables=tuple(_overview(study)))
+        overview = Part("overview", "Overview", "Overview", tables=tuple(overview_tables(study)))
         write_tables([Section("overview", "Overview", "", (overview,)), *sections], tables)
     if figures is not None:
         write_figures(sections, figures)
@@ -109,12 +109,12 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
         script=f"\n{script}",
         quantiles=" ".join(f"{t_quantile(float(df)):.6f}" for df in range(1, 31)),
         title=listed(tasks) if len(tasks) <= MANY_TASKS else f"{len(tasks)} tasks",
-        facts=_facts(study),
+        facts=facts_of(study),
         tasks=tasks if cases else (),
         seeds=study.seeds,
         command=results.command,
         verdict=verdict(cases),
-        overview=_overview(study),
+        overview=overview_tables(study),
         glance=glance_table(cases) if len(cases) > 1 else None,
         warnings=_folded(warnings(results.warnings, cases)),
         sections=sections,
@@ -157,12 +157,14 @@ def _folded(said: Mapping[str, tuple[str, ...]]) -> list[tuple[str, Mapping[str,
     return [(f"{name}: {count(sum(map(len, half.values())), 'note')}", half) for name, half in halves if half]
 
 
-def _overview(study: Study) -> list[Table]:
+def overview_tables(study: Study) -> list[Table]:
+    """What stands above all parts: a line a task and search, and which claims hold."""
     found = (overview_table(study) if len(study.cases) > 1 else None, claims_table(study))
     return [table for table in found if table]
 
 
-def _facts(study: Study) -> str:
+def facts_of(study: Study) -> str:
+    """Models, tasks, seeds, presets, searches and cost, in one line."""
     rows: Rows = (*study.results.scores, *study.results.tickets)
     models = listed(list(dict.fromkeys(row.model for row in rows)))
     presets = sorted({str(case.settings["preset"]) for case in study.cases if "preset" in case.settings})
