@@ -8,12 +8,14 @@ import pytest
 from scipy.stats import pearsonr
 
 from test_prasanna2020 import FAST
+from test_report import Page
 from tombola.errors import DataError
+from tombola.report import render
 from tombola.store import Store
 from tombola.study.cells import Lab, read_rows
 from tombola.study.heads import histogram_rows
 from tombola.study.jobs import open_lab
-from tombola.study.overlap import errors_rows, transfer_rows, values_rows
+from tombola.study.overlap import errors_rows, transfer_rows, values_rows, with_shared
 from tombola.study.results import Results, collect
 from tombola.study.runs import Found, plan_find, plan_test
 from tombola.study.settings import resolve
@@ -157,6 +159,20 @@ def test_histograms_of_importance_have_what_is_alive_and_cut_below_what_stays(
     assert {row.part for row in rows} == {"heads", "mlps"} and any(row.removed for row in rows)
     tops = {row.edges[-1] for row in rows if row.part == "heads"}
     assert len(tops) == 1, "one scale for all steps, so that they can be looked at one after the other"
+
+
+def test_the_page_draws_what_only_a_store_can_say(lab: Lab, results: Results) -> None:
+    assert "Do masks of single values agree?" not in render(results)
+    asked = with_shared(lab.store, results)
+    page = Page(render(asked))
+    for which, words in ((True, "Single values that two seeds keep"), (False, "Single values that two tasks keep")):
+        known = [row for row in values_rows(lab.store, results) if row.name == "all" and (row.task == row.other) == which]
+        assert known and page.column(words, "Jaccard") == [f"{row.jaccard:.3f}" for row in known]
+        assert page.column(words, "Ratio") == [f"{row.ratio:.3f}" for row in known]
+    errors = [f"{row.found.r:.3f}".replace("-", "−") if row.found.r is not None else "—" for row in asked.shared_errors]
+    assert errors and sorted(page.column("Masks that are alike", "r")) == sorted(errors)
+    tested = page.table("Tickets of one task on another")[1:]
+    assert {tuple(row[:2]) for row in tested} == {(row.source, row.target) for row in asked.transfers}
 
 
 def test_a_ticket_of_another_task_is_no_seed_of_this_one(results: Results) -> None:

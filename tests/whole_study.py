@@ -32,6 +32,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "m-prune": {"method": "m-prune", "criterion": "magnitude"},
 }
 VALUES = 85_008_384
+MATRICES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
+            "output.dense")  # fmt: skip
 
 
 class Maker:
@@ -403,7 +405,11 @@ def shared(results: Results, layers: int) -> dict[str, tuple[Any, ...]]:
         pairs = len(seeds) * (len(seeds) - 1) // 2
         if case.search == "m-prune" and pairs:
             for other in dict.fromkeys(one.task for one, _ in found):
-                names = ["all"] if other != case.task else ["all", *(f"layer.{i}.q.weight" for i in range(layers))]
+                names = (
+                    ["all"]
+                    if other != case.task
+                    else ["all", *(f"layer.{i}.{kind}.weight" for kind in MATRICES for i in range(layers))]
+                )
                 for name in names:
                     kappa = round(draw.uniform(-0.2, 0.9), 3) if other == case.task else None
                     said = (case.model, case.search, case.task, other, name, 1000, pairs, 0.5, 0.4)
