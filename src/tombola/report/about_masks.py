@@ -30,6 +30,8 @@ def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         used.append(case)
         for part, row in parts.items():
             it = row.found
+            if all(size == it.n for size in it.sizes):
+                continue  # a kind that this search leaves whole
             rows.append(
                 (
                     case.task,

@@ -25,7 +25,11 @@ def kept_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     found = [
         (case, row)
         for row in survival_rows(study.results)
-        if len(row.seeds) > 1 and (case := study.case_of(row.case)) and not case.family and case.column == "MLP"
+        if len(row.seeds) > 1
+        and min(row.mean) < 1
+        and (case := study.case_of(row.case))
+        and not case.family
+        and case.column == "MLP"
     ]
     if len({case.name for case, _ in found}) < 2:
         return ()  # of one case its own section says it

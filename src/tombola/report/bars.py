@@ -20,9 +20,7 @@ from tombola.report.words import (
     spread,
 )
 
-STAGES = ("pruned", "retrained")
-
-
+STAGES = ("pruned", "retrained")  # of tickets; a dense model has its own
 MAIN = ("good", "random", "bad")
 
 
@@ -55,6 +53,15 @@ def said_of_split(split: Split) -> str:
 
 def majority_line(split: Split) -> Line:
     return Line("majority", f"majority line {number(split.majority)}", split.majority)
+
+
+def lines_of(split: Split | None, dense: Group | None = None) -> list[Line]:
+    """What scores are held against: the majority line and the dense model, that of the split if no other is given."""
+    lines = [majority_line(split)] if split else []
+    dense = dense or (split.dense if split else None)
+    if dense and (score := dense.score.value) is not None:
+        lines.append(Line("line-full", f"dense {number(score)}", score))
+    return lines
 
 
 def bars_table(search: str, cases: Sequence[Case], kinds: Sequence[str]) -> Table:
