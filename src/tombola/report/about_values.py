@@ -77,6 +77,7 @@ def value_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     rows = [(case, row) for row in study.results.shared_values if (case := _usual(study, row))]
     if not rows:
         return ()
+    rows.sort(key=lambda one: study.cases.index(one[0]))  # stable: parameters stay in their order
     tables, figures = [], []
     for which, title in ((True, "Single values that two seeds keep"), (False, "Single values that two tasks keep")):
         mine = [(case, row) for case, row in rows if row.name == ALL and (row.task == row.other) == which]
@@ -168,6 +169,7 @@ def error_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     ]
     if not rows:
         return ()
+    rows.sort(key=lambda one: study.cases.index(one[0]))
     table = Table(
         "Masks that are alike, and errors that are",
         ("Task", "Search", "Rows are", "Unit", "Jaccard of masks", "Jaccard of errors", "r", "p", "Smallest p", "Seeds"),
