@@ -97,6 +97,7 @@ def report(
     from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
+    check_results(whole, tables, figures, ran, hardware)
     if markdown and latex:
         raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
     if folder is not None and store not in (STORE, folder):
@@ -112,6 +113,19 @@ def report(
         say(f"The results: {write_folder(results, whole, title, ran or (), hardware).resolve()}")
         return
     say(f"The page: {write_report(results, out, tables, figures).resolve()}")
+
+
+def check_results(
+    whole: Path | None, tables: Path | None, figures: Path | None, ran: "Sequence[str] | None", hardware: str
+) -> None:
+    """Raises: TombolaError for options that --results leaves nothing to do for, or that want it."""
+    files = [name for name, given in (("--tables", tables), ("--figures", figures)) if given is not None]
+    said = [name for name, given in (("--ran", ran), ("--hardware", hardware)) if given]
+    if whole is not None and files:
+        got = f"--results and {' and '.join(files)}"
+        raise TombolaError("a folder of results has its tables and figures in it", got=got, expected="--results alone")
+    if whole is None and said:
+        raise TombolaError("these stand in the README of --results", got=" and ".join(said), next="give --results FOLDER too")
 
 
 def write_folder(results: "Results", folder: Path, title: str, ran: "Sequence[str]" = (), hardware: str = "") -> Path:

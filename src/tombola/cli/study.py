@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tombola.cli.look import write_folder, write_report
+from tombola.cli.look import check_results, write_folder, write_report
 from tombola.cli.options import (
     STORE,
     BudgetOption,
@@ -260,6 +260,7 @@ def report(
     from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
+    check_results(whole, tables, figures, ran, hardware)
     lab, plan = which.planned(name, there=True)
     results = replace(with_shared(lab.store, collect(lab.store, plan.cells.keys())), command=_command(name, which))
     absent = sum(state != "done" for state in states(lab.store, plan.cells).values())
