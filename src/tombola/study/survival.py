@@ -46,7 +46,7 @@ class Case:
         if len(known) < 2:
             return self.variant == other.variant
         both = known[0].settings.keys() & known[1].settings.keys()
-        telling = (known[0].differing.keys() | known[1].differing.keys()) & both
+        telling = (known[0].differing.keys() | known[1].differing.keys()) & both - {"mask", "mask_of"}  # family, and the task
         return all(str(known[0].settings[name]) == str(known[1].settings[name]) for name in telling)
 
 
