@@ -8,12 +8,14 @@ import pytest
 from scipy.stats import pearsonr
 
 from test_prasanna2020 import FAST
+from test_report import Page
 from tombola.errors import DataError
+from tombola.report import render
 from tombola.store import Store
 from tombola.study.cells import Lab, read_rows
 from tombola.study.heads import histogram_rows
 from tombola.study.jobs import open_lab
-from tombola.study.overlap import errors_rows, transfer_rows, values_rows
+from tombola.study.overlap import errors_rows, transfer_rows, values_rows, with_shared
 from tombola.study.results import Results, collect
 from tombola.study.runs import Found, plan_find, plan_test
 from tombola.study.settings import resolve
@@ -128,22 +130,49 @@ def test_histograms_of_importance_have_what_is_alive_and_cut_below_what_stays(
 ) -> None:
     from safetensors.torch import load_file
 
-    rows = [row for row in histogram_rows(lab.store, results) if (row.case.task, row.seed) == ("sst2", 0)]
+    rows = [row for row in histogram_rows(results) if (row.case.task, row.seed) == ("sst2", 0) and row.case.search == "s-prune"]
     steps = load_file(lab.folder(found["s-prune", "sst2"][0].search) / "steps.safetensors")
     path = ticket_of(lab, found["s-prune", "sst2"][0].search).details["path"]
+    assert [row.step for row in rows if row.part == "heads"] == [trial["step"] for trial in path if trial["passed"]]
     for row in rows:
-        base = max(i for i in range(row.step) if path[i]["passed"])
-        before, after = steps[row.part][base].bool(), steps[row.part][row.step].bool()
-        assert sum(row.counts) == int(before.sum()) and row.removed == int((before & ~after).sum()) > 0
-        scores = steps[f"{row.part[:-1]}_importance"][base].double()
+        before = steps[row.part][row.step].bool()
+        scores = steps[f"{row.part[:-1]}_importance"][row.step].double()
         if row.part == "heads":  # by hand: over the L2 norm of what is left in the layer
             scores = scores / ((scores * before) ** 2).sum(1, keepdim=True).sqrt().clamp_min(1e-30)
-        assert (scores[before & ~after] <= row.cut + 1e-6).all() and (scores[after] >= row.cut - 1e-6).all()
-        assert len(row.edges) == 25 and row.edges[0] <= float(scores[before].min()) + 1e-6
-        if len(set(scores[before].tolist())) > 1:  # a single value gets a bin around it
-            assert row.edges[0] == pytest.approx(float(scores[before].min()), rel=1e-4)
-        assert (row.phase, row.passed) == (path[row.step]["phase"], path[row.step]["passed"])
-    assert {row.part for row in rows} == {"heads", "mlps"}
+        alive = scores[before].tolist()
+        assert sum(row.counts) == len(alive) and len(row.edges) == 25 and row.edges[0] == 0.0
+        assert max(alive, default=0.0) <= row.edges[-1] + 1e-6
+        for i, count in enumerate(row.counts):  # but for values that lie on an edge, to within rounding
+            low, high = row.edges[i], row.edges[i + 1]
+            inside = sum(low + 1e-6 < value < high - 1e-6 for value in alive)
+            near = sum(low - 1e-6 <= value <= high + 1e-6 for value in alive)
+            assert inside <= count <= near
+        if row.step + 1 == len(path):
+            assert (row.removed, row.cut, row.phase, row.passed) == (0, None, "", None)
+            continue
+        after = steps[row.part][row.step + 1].bool()
+        gone = before & ~after
+        assert row.removed == int(gone.sum()) and (row.cut is not None or not row.removed or not after.any())
+        if row.cut is not None:
+            assert (scores[gone] <= row.cut + 1e-6).all() and (scores[after] >= row.cut - 1e-6).all()
+        assert (row.phase, row.passed) == (path[row.step + 1]["phase"], path[row.step + 1]["passed"])
+    assert {row.part for row in rows} == {"heads", "mlps"} and any(row.removed for row in rows)
+    tops = {row.edges[-1] for row in rows if row.part == "heads"}
+    assert len(tops) == 1, "one scale for all steps, so that they can be looked at one after the other"
+
+
+def test_the_page_draws_what_only_a_store_can_say(lab: Lab, results: Results) -> None:
+    assert "Do masks of single values agree?" not in render(results)
+    asked = with_shared(lab.store, results)
+    page = Page(render(asked))
+    for which, words in ((True, "Single values that two seeds keep"), (False, "Single values that two tasks keep")):
+        known = [row for row in values_rows(lab.store, results) if row.name == "all" and (row.task == row.other) == which]
+        assert known and page.column(words, "Jaccard") == [f"{row.jaccard:.3f}" for row in known]
+        assert page.column(words, "Ratio") == [f"{row.ratio:.3f}" for row in known]
+    errors = [f"{row.found.r:.3f}".replace("-", "−") if row.found.r is not None else "—" for row in asked.shared_errors]
+    assert errors and sorted(page.column("Masks that are alike", "r")) == sorted(errors)
+    tested = page.table("Tickets of one task on another")[1:]
+    assert {tuple(row[:2]) for row in tested} == {(row.source, row.target) for row in asked.transfers}
 
 
 def test_a_ticket_of_another_task_is_no_seed_of_this_one(results: Results) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from tombola.errors import StoreError
 from tombola.report import build_page, figures, latex_table, markdown_table, render
@@ -31,6 +32,7 @@ def ticket(kind: str, heads: Sequence[str], mlps: str, **changes: Any) -> Ticket
     row = TicketRow(
         cell="c", model="m", task="sst2", seed=1, kind=kind, draw=0, body_share=0.5, total_share=0.75,
         heads=tuple(tuple(float(mark == "x") for mark in row) for row in heads), mlps=tuple(float(mark == "x") for mark in mlps),
+        search="s-prune", family="as found",
     )  # fmt: skip
     return replace(row, **changes)
 
@@ -238,29 +240,49 @@ def pair(good: float, rand: float, *, seeds: Sequence[int] = (1, 2), **changes: 
     return [score(kind, "retrained", value + wobble[seed], seed=seed, **changes) for seed in seeds for kind, value in both]
 
 
-def test_a_small_difference_is_said_to_be_smaller_than_the_rows_can_show() -> None:
+def over_400_rows(good: float, rand: float) -> str:
+    """The interval by another library."""
+    low, high = confint_proportions_2indep(good * 400, 400, rand * 400, 400, method="newcomb", compare="diff")
+    return f"95 % interval over 400 rows {low:.3f} to {high:.3f}".replace("-", "−")
+
+
+def test_a_small_difference_is_said_to_be_one_that_other_rows_might_not_show() -> None:
     read = page(*pair(0.81, 0.79), score("full", "full", 0.85))
     # 2.8016 * sqrt(2 / 400) / 2 = 0.0990 on the arcsine scale: 0.8105 - sin(asin(sqrt(0.8105)) - 0.0990)^2 = 0.083
-    said = "the difference of 0.020 is smaller than the 0.083 that 400 rows can show."
+    interval = over_400_rows(0.8105, 0.7905)
+    said = f"the difference of 0.020 may as well be zero on other rows ({interval}; they can show 0.083 or more)."
     assert f"(accuracy on validation, 400 rows, 2 seeds): {said}" in read.text
     assert (
         "Always answering the most frequent class scores 0.500 and the dense model 0.850 (1 seed) on the same rows." in read.text
     )
-    assert (
-        "Retrained, good minus random is +0.020 (2 seeds): smaller than the 0.083 that 400 validation rows can show."
-        in read.items
-    )
+    limit = interval.replace("400 rows", "400 validation rows,")
+    assert f"Retrained, good minus random is +0.020 (2 seeds): zero lies in its {limit}." in read.items
 
 
 def test_a_large_difference_names_who_is_ahead_and_whether_seeds_agree() -> None:
     steady = [score(kind, "retrained", value, seed=seed) for seed in (1, 2) for kind, value in (("good", 0.85), ("random", 0.6))]
     steady[0] = replace(steady[0], value=0.86)  # differences 0.26 and 0.25: 0.255 ± 12.706 * 0.00707 / sqrt(2)
-    assert "good is ahead on these rows, and over seeds (95 % interval over seeds 0.191 to 0.319)." in page(*steady).text
+    over_rows = f"is not zero over rows ({over_400_rows(0.855, 0.6)})"
+    said = f"{over_rows}, and over seeds (95 % interval over seeds 0.191 to 0.319): good is ahead."
+    assert said in page(*steady).text
     torn = [replace(row, value=row.value - 0.2 * (row.kind == "good" and row.seed == 2)) for row in steady]
     turn = "but another seed might turn it (95 % interval over seeds −1.179 to 1.489)"  # 0.155 ± 12.706 * 0.21 / 2
-    assert f"good is ahead on these rows, {turn}." in page(*torn).text
-    assert "random is ahead on these rows, in the one seed." in page(*pair(0.6, 0.85, seeds=(1,))).text
-    assert "smaller than" not in page(*steady).text
+    assert f"is not zero over rows ({over_400_rows(0.755, 0.6)}), {turn}." in page(*torn).text
+    assert "in the one seed, where random is ahead." in page(*pair(0.6, 0.85, seeds=(1,))).text
+    assert "may as well be zero" not in page(*steady).text
+
+
+def test_good_or_random_and_the_claims_are_one_verdict() -> None:
+    """Seeds agree on a difference that 400 rows do not show: neither place may say that good is ahead."""
+    rows = [*pair(0.81, 0.79), *pair(0.9, 0.6, task="rte")]
+    tickets = [ticket("good", ["xx", ".."], "x.", seed=seed, task=task) for task in ("sst2", "rte") for seed in (1, 2)]
+    read = page(*rows, *tickets)
+    table = [dict(zip(read.table("What was found")[0], row, strict=True)) for row in read.table("What was found")[1:]]
+    assert [row["Good or random?"] for row in table] == ["too close to tell", "good ahead"]
+    assert [row["95 % over seeds"] for row in table] == ["seeds equal", "seeds equal"]
+    assert over_400_rows(0.8105, 0.7905).endswith(table[0]["over rows"])
+    claim = next(row for row in read.table("Which claims hold") if row[0] == "good beats random when trained again")
+    assert claim[2:] == ["1: rte", "—", "1: sst2"]
 
 
 def test_a_good_ticket_below_the_majority_line_gets_no_praise() -> None:

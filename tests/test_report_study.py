@@ -8,6 +8,7 @@ import re
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,14 +17,19 @@ from xml.etree import ElementTree
 import pytest
 
 from test_report import Page
+from tombola.errors import StoreError
 from tombola.report import build, build_page, charts, render
+from tombola.report.build import overview_tables
 from tombola.report.cases import study_of
 from tombola.report.conclusions import CONCLUSIONS, compare, decide, findings
-from tombola.report.export import FORMS, drawing_style
+from tombola.report.export import FORMS, drawing_style, markdown
+from tombola.report.folder import write_results
 from tombola.report.layout import Table
 from tombola.report.words import of_seeds
 from tombola.stats import over_seeds
-from tombola.study.results import Results, ScoreRow
+from tombola.study.experiments import EXPERIMENTS
+from tombola.study.prasanna2020 import ELSEWHERE, TABLES
+from tombola.study.results import Results, ScoreRow, TicketRow
 from whole_study import GLUE, only, whole_study
 
 SEEDS = (0, 1, 2)
@@ -31,7 +37,9 @@ SEEDS = (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def study() -> Results:
-    return whole_study(("cola", "sst2"), SEEDS, layers=3, heads=4)
+    study = whole_study(("cola", "sst2"), SEEDS, layers=3, heads=4)
+    of_nli = whole_study(("mnli",), SEEDS, layers=3, heads=4)
+    return replace(study, subgroups=tuple(replace(one, task=study.scores[0].task) for one in of_nli.subgroups))
 
 
 @pytest.fixture(scope="module")
@@ -69,36 +77,62 @@ def spread(found: dict[int, float]) -> str:
 # ------------------------------------------------------------------------------------------------------------------ parts
 
 
-def test_every_experiment_has_its_part_and_no_two_share_a_name(read: Page) -> None:
-    titles = (
-        "Good, random and bad tickets: s-prune",
-        "Good, random and bad tickets: m-prune",
-        "How far do bad tickets come?",
-        "Do bad tickets catch up with longer training?",
-        "Do seeds agree on which parts to keep?",
+# Row of the reproduction's list → titles of the parts of the page that show it, or the experiment's own section of a task.
+SHOWN: dict[str, tuple[str, ...]] = {
+    "E1": ("Good, random and bad tickets: m-prune", "Do seeds keep as much of each part?", "How much can be removed?"),
+    "E2": ("Good, random and bad tickets: s-prune",),
+    "E3": ("Do tasks share their tickets? s-prune, heads only", "What the search went by, step by step: s-prune, heads only"),
+    "E4": ("Do tasks share their tickets? s-prune, MLPs only", "What the search went by, step by step: s-prune, MLPs only"),
+    "E5": ("Good, random and bad tickets: s-prune", "Good, random and bad tickets: m-prune"),
+    "E6": ("How far do bad tickets come?",),
+    "E7": ("Do bad tickets catch up with longer training?",),
+    "E8": ("What survives in every seed",),
+    "E9": ("Do seeds agree on which parts to keep?", "Do masks of single values agree?"),
+    "E10": ("What the search went by, step by step: s-prune",),
+    "E11": ("What do heads look at?", "Maps, as they look"),
+    "E12": ("Are the maps of survivors heterogeneous more often?",),
+    "E13": (
         "Do tasks share their tickets? s-prune",
-        "Which parts survive for how many tasks?",
-        "Does it matter which rows a mask is chosen on?",
-        "What survives in every seed",
-        "What the search went by, step by step: s-prune",
-        "How much can be removed?",
-        "Do heads and MLPs depend on each other?",
-        "Single values removed, as much as whole parts",
-        "What does the score owe to pre-training?",
-        "Masks used and turned around",
-        "What do heads look at?",
-        "Are the maps of survivors heterogeneous more often?",
-        "Maps, as they look",
+        "Do tasks share their tickets? s-prune, super",
+        "Single values that two tasks",
+    ),
+    "E14": ("Which parts survive for how many tasks?",),
+    "X1": ("What does the score owe to pre-training?",),
+    "X2": ("Masks used and turned around",),
+    "X3": ("Where do shortcuts fail?",),
+    "X4": ("Drawn again",),
+    "X5": ("Set to zero",),
+    "X6": ("Put back to the pre-trained values", "Put back, from the row before"),
+    "X7": ("No residual around the MLP", "The MLP's output twice"),
+    "X8": ("How much can be removed?", "Values removed in one step"),
+    "X9": ("Removed heads drawn again, not masked",),
+    "X10": ("Do heads and MLPs depend on each other?", "What is lost together and apart"),
+    "X11": ("Single values removed, as much as whole parts",),
+    "X12": ("Does it matter which rows a mask is chosen on?",),
+    "X13": (
+        "Do seeds and tasks rank the same parts first?",
+        "Do parts with larger weights survive?",
+        "What do tickets answer?",
+        "Entropy",
+    ),
+    "X14": ("What the tickets keep",),  # sizes; what is really smaller is shipped and measured by other commands
+    "X15": ("device-hours",),
+    "beside": (
         "Do good tickets lie in the dense model’s valley?",
         "Which seed decides the mask?",
-        "Drawn again",
-        "Set to zero",
-        "No residual around the MLP",
-        "Put back to the pre-trained values",
-        "Removed heads drawn again, not masked",
-    )
-    missing = [title for title in titles if title not in read.text]
-    assert missing == []
+        "Do seeds with like masks make like errors?",
+        "Does a ticket serve another task better",
+    ),
+}
+
+
+def test_every_row_of_the_list_is_shown_and_no_two_parts_share_a_name(read: Page) -> None:
+    of_experiments = {row for one in EXPERIMENTS.values() for row in one.rows if row[0] in "EX" and row[1:].isdigit()}
+    listed = {*(f"E{i}" for i in range(1, 15)), *(f"X{i}" for i in range(1, 16))}
+    assert listed == SHOWN.keys() - {"beside"}
+    assert {*TABLES, *ELSEWHERE} <= listed and listed <= of_experiments | TABLES.keys() | ELSEWHERE.keys()
+    missing = {row: [title for title in titles if title not in read.text] for row, titles in SHOWN.items()}
+    assert {row: titles for row, titles in missing.items() if titles} == {}
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {(attributes["href"] or "")[1:] for tag, attributes in read.tags if tag == "a"}
@@ -237,11 +271,17 @@ def rows(kind: str, stage: str, found: tuple[float, ...], **more: Any) -> list[S
     ]
 
 
-def small(good: float, random: float = 0.6) -> Results:
+def small(good: float, random: float = 0.6, n: int = 10_000) -> Results:
     wobble = (0.0, 0.004, 0.002)
     scores = rows("full", "full", tuple(0.8 + w for w in wobble)) + rows("good", "retrained", tuple(good + w / 2 for w in wobble))
     scores += rows("random", "retrained", tuple(random - w for w in wobble))
-    return Results(tuple(scores), ())
+    return Results(tuple(replace(one, n=n) for one in scores), ())
+
+
+def found_in(seed: int) -> TicketRow:
+    """A good ticket of single values."""
+    sizes = {"heads": ((0.5,),), "mlps": (0.5,), "body_share": 0.5, "total_share": 0.6, "values": (1, 2)}
+    return TicketRow(cell=f"t{seed}", model="m", task="rte", seed=seed, kind="good", draw=0, **sizes)
 
 
 def test_two_studies_differ_where_their_conclusions_do() -> None:
@@ -255,6 +295,9 @@ def test_two_studies_differ_where_their_conclusions_do() -> None:
     assert (matches.a.outcome, matches.b.outcome) == ("holds", "fails")
     assert matches.a.mark == pytest.approx(-0.1 * (0.802 - 0.5))
     assert all(not one.changed and one.difference.value == 0 for one in compare(a, a))
+    few = findings(study_of(replace(small(0.79, n=277), tickets=tuple(found_in(seed) for seed in range(3)))))
+    outcomes = {name: next(iter(of.values())).outcome for name, of in few.items()}
+    assert outcomes == {"good > random, retrained": "holds", "good matches full": "undecided", "random as good as good": "fails"}
 
 
 def test_findings_speak_for_found_tickets_only(study: Results) -> None:
@@ -296,6 +339,31 @@ def test_tables_and_figures_become_files(study: Results, tmp_path: Path) -> None
         drawn = path.read_text(encoding="utf-8")
         ElementTree.fromstring(drawn)
         assert "var(" not in drawn and " data-" not in drawn
+
+
+def test_results_become_a_folder_that_says_how_they_came_to_be(study: Results, tmp_path: Path) -> None:
+    here = replace(
+        study, provenance={**study.provenance, "store": str(tmp_path / "secret" / "store-of-mine")}, warnings=("beware",)
+    )
+    out = tmp_path / "published"
+    text = write_results(here, out, title="Title", ran=["tombola find a b"], hardware="two cores").read_text()
+    assert {one.name for one in out.iterdir()} == {"README.md", "page.html", "tables", "figures"}
+    assert len(list((out / "figures").glob("*.svg"))) > 50 and len(list((out / "tables").glob("*.md"))) > 20
+    for said in (
+        "# Title",
+        "tombola study run prasanna2020\ntombola find a b",
+        "Hardware: two cores.",
+        "31.2 device-hours",
+        "- beware",
+    ):
+        assert said in text, said
+    assert "store-of-mine" in text and not any("secret" in one.read_text() for one in out.rglob("*.*") if one.is_file())
+    overview = markdown(overview_tables(study_of(study))[0])
+    assert overview in text
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(StoreError, match="many files"):
+        write_results(here, taken, title="")
 
 
 def test_colours_of_files_are_those_of_the_light_page() -> None:

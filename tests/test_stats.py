@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from tombola.errors import DataError
 from tombola.stats import (
     band,
+    difference_over_rows,
     fleiss_kappa,
     mcnemar_of_counts,
     metric_over_rows,
@@ -91,6 +93,20 @@ def test_rows_without_answers_have_a_reason_and_impossible_counts_raise() -> Non
     with pytest.raises(DataError, match="right answers must be a count") as error:
         over_rows(11, 10)
     assert error.value.got == "11 of 10"
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+def test_a_difference_over_rows_is_newcombes(case: tuple[int, int, int]) -> None:
+    a, b, n = case
+    found = difference_over_rows(a / n, b / n, n)
+    low, high = confint_proportions_2indep(a, n, b, n, method="newcomb", compare="diff")
+    assert found.value == a / n - b / n and (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_a_difference_of_no_shares_is_refused_and_of_no_rows_undefined() -> None:
+    with pytest.raises(DataError, match="no interval"):
+        difference_over_rows(1.2, 0.5, 10)
+    assert difference_over_rows(0.5, 0.5, 0).low is None
 
 
 # overlap

@@ -22,7 +22,7 @@ from tombola.study.heads import (
     pattern_rows,
     survivor_rows,
 )
-from tombola.study.results import Agreement, Results, ScoreRow, TicketRow
+from tombola.study.results import Agreement, Results, ScoreRow, TicketRow, Variant
 from tombola.study.survival import (
     cases,
     crossed_rows,
@@ -73,10 +73,27 @@ def test_cases_leave_out_variants_that_say_no_more_than_the_search() -> None:
     assert [(case.search, case.task, case.variant, sorted(of)) for case, of in found.items()] == [
         *[("m-prune", "rte", "", [0, 1, 2]), ("s-prune", "mrpc", "", [0, 1, 2]), ("s-prune", "rte", "", [0, 1, 2])]
     ]
-    variants = [replace(one, task=f"{one.task} (epochs={e})") for one in TICKETS for e in (1, 2)]
+    variants = [replace(one, task=f"{one.task} (epochs={e})", cell=f"{one.cell} {e}") for one in TICKETS for e in (1, 2)]
     assert len(cases(variants)) == 4 and {case.variant for case in cases(variants)} == {"(epochs=1)", "(epochs=2)"}
+    # what is trained afterwards for longer has the same tickets: one case, whatever its rows are called
+    same = [replace(one, task=f"{one.task} (epochs={e})") for one in TICKETS for e in (1, 2)]
+    assert [(case.task, case.variant, case.names) for case in cases(same)] == [
+        (task, "", (f"{task} (epochs=1)", f"{task} (epochs=2)")) for task in ("mrpc", "rte")
+    ]
     controls = [replace(one, kind="random") for one in TICKETS]
     assert cases([*TICKETS, *controls]).keys() == cases(TICKETS).keys()
+
+
+def test_tasks_of_which_one_was_run_in_two_ways_are_compared_where_they_were_run_alike() -> None:
+    """Of rte, masks were chosen on dev and on train rows; of mrpc on dev rows alone, so that its rows do not say so."""
+    rows = [replace(one, task=f"rte (split={s})", cell=f"{one.cell} {s}") for one in TICKETS[:3] for s in ("dev", "train")]
+    variants = {f"rte (split={s})": Variant("rte", {"split": s, "rate": 1}, {"split": s}) for s in ("dev", "train")}
+    # a ticket tested on another task makes whose mask it is a setting that differs: it is no way to run a search
+    variants = {name: replace(of, settings={**of.settings, "mask_of": "rte"}) for name, of in variants.items()}
+    variants["mrpc"] = Variant("mrpc", {"split": "dev", "rate": 2, "mask_of": "mrpc"}, {"mask_of": "mrpc"})
+    found = overlap_rows(Results((), (*rows, *TICKETS[3:]), variants=variants))
+    pairs = {(row.a.task, row.b.task, row.b.variant) for row in found if row.a != row.b}
+    assert pairs == {("mrpc", "rte", "(split=dev)")}
 
 
 # ------------------------------------------------------------------------------------------------------ E9, E13, E14
@@ -127,6 +144,7 @@ def test_tasks_survived_are_counted_seed_by_seed() -> None:
     heads, mlps = tasks_survived_rows(Results((), TICKETS))
     counts = np.array([[a + b for a, b in zip(drawn(seed), drawn(10 + seed), strict=True)] for seed in (0, 1, 2)])
     assert heads.mean == pytest.approx(counts.mean(0).tolist()) and heads.std == pytest.approx(counts.std(0, ddof=1).tolist())
+    assert [list(heads.by_seed[seed]) for seed in (0, 1, 2)] == counts.tolist()
     assert mlps.mean == pytest.approx([2.0, 2 / 3, 1.0]) and mlps.tasks == ("mrpc", "rte")
     assert tasks_survived_rows(Results((), TICKETS[:3])) == []
 
@@ -217,7 +235,7 @@ def test_maps_of_models_of_other_settings_are_kept_apart() -> None:
     rng = random.Random(3)
     one, two = ([replace(x, cell=f"{x.cell} {e}", task=f"rte (epochs={e})") for x in maps_of("rte", 0, rng)] for e in (1, 2))
     base = [replace(x, task=f"rte (epochs={e})") for x in maps_of("rte", None, rng) for e in (1, 2)]
-    tickets = tuple(replace(x, task=f"rte (epochs={e})") for x in TICKETS[:3] for e in (1, 2))
+    tickets = tuple(replace(x, cell=f"{x.cell} {e}", task=f"rte (epochs={e})") for x in TICKETS[:3] for e in (1, 2))
     rows = pattern_rows(Results((), tickets, attention=(*one, *two, *base)))
     tuned = [row for row in rows if row.maps.weights == "fine_tuned" and row.which == ALL]
     assert [row.maps.variants for row in tuned] == [("(epochs=1)",), ("(epochs=2)",)]

@@ -6,9 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from tombola.attention.known import CLASSES
-from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, MapSample, SubgroupRow
+from tombola.stats import mantel, overlap
+from tombola.study import survival
+from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow
+from tombola.study.overlap import ErrorsRow, TransferRow, ValuesRow
 from tombola.study.prasanna2020 import CUTS
-from tombola.study.results import ImportanceStep, PathStep, Results, ScoreRow, TicketRow, Variant
+from tombola.study.results import Agreement, ImportanceStep, PathStep, Results, ScoreRow, TicketRow, Variant
 
 GLUE = {  # task: (metric, rows, majority, dense score)
     "cola": ("matthews", 1043, 0.0, 0.56),
@@ -29,6 +32,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "m-prune": {"method": "m-prune", "criterion": "magnitude"},
 }
 VALUES = 85_008_384
+MATRICES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
+            "output.dense")  # fmt: skip
 
 
 class Maker:
@@ -42,7 +47,7 @@ class Maker:
         self.lesions: list[ScoreRow] = []
         self.variants: dict[str, Variant] = {}
         self.beside: dict[str, list[Any]] = {
-            name: [] for name in ("attention", "map_samples", "landscape", "subgroups", "crossed")
+            name: [] for name in ("attention", "map_samples", "magnitudes", "landscape", "subgroups", "crossed")
         }
         self.cells = 0
 
@@ -67,6 +72,10 @@ class Maker:
         lost *= 0.5 if stage == "retrained" else 1.0
         value = dense - lost * max(0.1, dense - majority) * 1.6 + self.draw.gauss(0, 0.004 if kind in ("full", "good") else 0.02)
         cell = self.cell()
+        agreement = None
+        if kind != "full" and metric != "pearson":
+            yes = self.draw.randint(n // 3, n)
+            agreement = Agreement(n // 9, n, n // 10, n // 90, {"no": n // 2, "yes": n - n // 2}, {"no": n - yes, "yes": yes})
         for split, role, rows in (("validation", "report", n), ("train-held-out", "selection", 500)):
             if metric == "accuracy":
                 value = round(value * rows) / rows
@@ -85,7 +94,9 @@ class Maker:
                     value=value,
                     n=rows,
                     majority=majority,
-                    **more,
+                    agreement=agreement if role == "report" else None,
+                    **{"search": str(self.variants[name].settings.get("method", "")), "family": "as found", "preset": "corrected"}
+                    | more,
                 )
             )
 
@@ -271,6 +282,23 @@ class Maker:
                                 **said,
                             )
                         )
+        for weights, of in (("fine_tuned", seed), *((("pretrained", None),) if seed == self.seeds[0] else ())):
+            cell = self.cell()
+            for layer in range(self.layers):
+                for head in (None, *range(self.heads)):
+                    self.beside["magnitudes"].append(
+                        Magnitude(
+                            cell=cell,
+                            model="bert-base-uncased",
+                            task=name,
+                            seed=of,
+                            weights=weights,
+                            part="mlps" if head is None else "heads",
+                            layer=layer,
+                            head=head,
+                            mean_abs=0.03 + self.draw.random() / 100,
+                        )
+                    )
         for kind in ("full", "good", "random", "bad"):
             line = kind != "full"
             at = (0.0, 0.25, 0.5, 0.75, 1.0) if line else ()
@@ -365,6 +393,41 @@ class Maker:
                     )
 
 
+def shared(results: Results, layers: int) -> dict[str, tuple[Any, ...]]:
+    """What a store is asked for beside rows: single values in common, errors, and tickets tested on other tasks."""
+    draw = random.Random(8)
+    values: list[ValuesRow] = []
+    errors: list[ErrorsRow] = []
+    transfers: list[TransferRow] = []
+    found = [(case, of) for case, of in survival.cases(results.tickets).items() if case.family == "as found"]
+    for case, of in found:
+        seeds = tuple(sorted(of))
+        pairs = len(seeds) * (len(seeds) - 1) // 2
+        if case.search == "m-prune" and pairs:
+            for other in dict.fromkeys(one.task for one, _ in found):
+                names = (
+                    ["all"]
+                    if other != case.task
+                    else ["all", *(f"layer.{i}.{kind}.weight" for kind in MATRICES for i in range(layers))]
+                )
+                for name in names:
+                    kappa = round(draw.uniform(-0.2, 0.9), 3) if other == case.task else None
+                    said = (case.model, case.search, case.task, other, name, 1000, pairs, 0.5, 0.4)
+                    values.append(ValuesRow(*said, 300.0, 250.0, 260.0, 1.2, 300 / 260, kappa, case))
+        elif case.search == "s-prune" and len(seeds) > 2:
+            alike = {(a, b): (draw.random(), draw.random()) for a in seeds for b in seeds if a < b}
+            tables = [[[1.0 if a == b else alike[min(a, b), max(a, b)][at] for b in seeds] for a in seeds] for at in (0, 1)]
+            errors.append(ErrorsRow(case, "heads", "report", seeds, alike, mantel(*tables, draws=99)))
+            source = next(of for one, of in found if one.search == "s-prune")
+            for seed in seeds:
+                both = {part: overlap(*(survival.mask_of(one[seed], part) for one in (source, of))) for part in survival.PARTS}
+                first = source[seed].task.partition(" ")[0]
+                if first != case.task:
+                    said = (case.model, case.search, first, case.task, seed, "pruned", both, "accuracy")
+                    transfers.append(TransferRow(*said, 0.7 + seed / 100, 0.75, 0.8))
+    return {"shared_values": tuple(values), "shared_errors": tuple(errors), "transfers": tuple(transfers)}
+
+
 def whole_study(
     tasks: Sequence[str] = tuple(GLUE), seeds: Sequence[int] = (0, 1, 2, 3, 4), layers: int = 12, heads: int = 12
 ) -> Results:
@@ -373,7 +436,7 @@ def whole_study(
     for task in tasks:
         maker.task(task)
     beside = {name: tuple(rows) for name, rows in maker.beside.items()}
-    return Results(
+    results = Results(
         tuple(maker.scores),
         tuple(maker.tickets),
         {"preset": "corrected", "floor": 0.9},
@@ -384,6 +447,7 @@ def whole_study(
         command="tombola study run prasanna2020",
         **beside,
     )
+    return replace(results, **shared(results, layers))
 
 
 def only(results: Results, seeds: Sequence[int]) -> Results:

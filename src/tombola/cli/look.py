@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tombola.cli.options import STORE, FiguresOption, JsonOption, LayoutOption, StoreOption, TablesOption, make_lab, quiet
+from tombola.cli.options import (
+    STORE,
+    FiguresOption,
+    HardwareOption,
+    JsonOption,
+    LayoutOption,
+    RanOption,
+    ResultsOption,
+    StoreOption,
+    TablesOption,
+    make_lab,
+    quiet,
+)
 from tombola.errors import TombolaError
 from tombola.terminal import print_json, print_table, say
 
@@ -76,11 +88,16 @@ def report(
     latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
     tables: TablesOption = None,
     figures: FiguresOption = None,
+    whole: ResultsOption = None,
+    ran: RanOption = None,
+    hardware: HardwareOption = "",
 ) -> None:
     """Everything a store holds as one offline HTML page."""
     from tombola.report.build import latex_table, markdown_table
+    from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
+    check_results(whole, tables, figures, ran, hardware)
     if markdown and latex:
         raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
     if folder is not None and store not in (STORE, folder):
@@ -90,7 +107,36 @@ def report(
     if markdown or latex:
         print((markdown_table if markdown else latex_table)(results))
         return
+    results = with_shared(lab.store, results)
+    if whole is not None:
+        title = f"Results of the store {lab.store.root.name}"
+        say(f"The results: {write_folder(results, whole, title, ran or (), hardware).resolve()}")
+        return
     say(f"The page: {write_report(results, out, tables, figures).resolve()}")
+
+
+def check_results(
+    whole: Path | None, tables: Path | None, figures: Path | None, ran: "Sequence[str] | None", hardware: str
+) -> None:
+    """Raises: TombolaError for options that --results leaves nothing to do for, or that want it."""
+    files = [name for name, given in (("--tables", tables), ("--figures", figures)) if given is not None]
+    said = [name for name, given in (("--ran", ran), ("--hardware", hardware)) if given]
+    if whole is not None and files:
+        got = f"--results and {' and '.join(files)}"
+        raise TombolaError("a folder of results has its tables and figures in it", got=got, expected="--results alone")
+    if whole is None and said:
+        raise TombolaError("these stand in the README of --results", got=" and ".join(said), next="give --results FOLDER too")
+
+
+def write_folder(results: "Results", folder: Path, title: str, ran: "Sequence[str]" = (), hardware: str = "") -> Path:
+    """The folder it wrote, complete. Raises: TombolaError if it cannot."""
+    from tombola.report.folder import write_results
+
+    try:
+        return write_results(results, folder, title=title, ran=ran, hardware=hardware).parent
+    except OSError as error:
+        got = f"{error.strerror}: {error.filename}"
+        raise TombolaError(f"{folder} cannot be written", got=got, next="name another place") from error
 
 
 def write_report(

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tombola.cli.look import write_report
+from tombola.cli.look import check_results, write_folder, write_report
 from tombola.cli.options import (
     STORE,
     BudgetOption,
     DataOption,
     FiguresOption,
+    HardwareOption,
     JsonOption,
+    RanOption,
+    ResultsOption,
     StoreOption,
     TablesOption,
     assignments,
@@ -246,15 +249,20 @@ def report(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("study.html"),
     tables: TablesOption = None,
     figures: FiguresOption = None,
+    whole: ResultsOption = None,
+    ran: RanOption = None,
+    hardware: HardwareOption = "",
 ) -> None:
     """One page of the study's finished cells, and of nothing else in the store. Says what is not there yet."""
     from dataclasses import replace
 
     from tombola.study.engine import states
+    from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
+    check_results(whole, tables, figures, ran, hardware)
     lab, plan = which.planned(name, there=True)
-    results = replace(collect(lab.store, plan.cells.keys()), command=_command(name, which))
+    results = replace(with_shared(lab.store, collect(lab.store, plan.cells.keys())), command=_command(name, which))
     absent = sum(state != "done" for state in states(lab.store, plan.cells).values())
     if absent == len(plan.cells):
         raise TombolaError(
@@ -264,6 +272,9 @@ def report(
         unfinished = f"{absent} of the {len(plan.cells)} cells of study {plan.study.name} are not there: not all of it is here"
         results = replace(results, warnings=(unfinished, *results.warnings))
         say(unfinished)
+    if whole is not None:
+        print(write_folder(results, whole, f"{plan.study.name}: {plan.study.about}", ran or (), hardware).resolve())
+        return
     print(write_report(results, out, tables, figures).resolve())
 
 

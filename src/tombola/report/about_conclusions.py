@@ -28,24 +28,29 @@ def overview_table(study: Study) -> Table | None:
         }
         search = ", ".join(filter(None, (case.label or case.search, stage)))
         metric = f"{split.metric}, n = {rows_of(split)}"
-        found.append((case.task, search, said, kept, scores, number(split.majority), metric))
+        rows = NONE if comparison.over_rows is None else interval(comparison.over_rows)
+        less = (of_seeds(comparison.good.less(comparison.random), "m", sign=True), interval(comparison.difference), rows)
+        found.append((case.task, search, said, *less, kept, scores, number(split.majority), metric))
     if not found:
         return None
-    kinds = [kind for kind in SHOWN if any(line[4][kind][0] != NONE for line in found)]
+    kinds = [kind for kind in SHOWN if any(line[7][kind][0] != NONE for line in found)]
     return Table(
         "What was found: mean and 95 % interval over seeds, on report rows",
         (
             "Task",
             "Search",
             "Good or random?",
+            "Good − random",
+            "95 % over seeds",
+            "over rows",
             "Kept",
             *(text for kind in kinds for text in (kind.capitalize(), "95 %")),
             "Majority",
             "Metric",
         ),
-        tuple((*line[:4], *(text for kind in kinds for text in line[4][kind]), *line[5:]) for line in found),
-        "Kept: share of the values of heads and MLPs, or of single values, that good keeps. Good or random: see “How to read the "
-        "numbers”.",
+        tuple((*line[:7], *(text for kind in kinds for text in line[7][kind]), *line[8:]) for line in found),
+        "Ahead: both intervals leave out zero, since other seeds and other rows would have to show it too; over rows it is "
+        "known of accuracy alone. Kept: share of the values of heads and MLPs, or of single values, that good keeps.",
         stubs=2,
         tasks=tuple(line[0] for line in found),
     )
@@ -66,8 +71,8 @@ def claims_table(study: Study) -> Table | None:
         "Which claims hold",
         ("Claim", "Search", "Holds", "Fails", "Undecided"),
         tuple(rows),
-        "Holds: the whole 95 % interval over seeds lies on the claim’s side; fails: on the other; undecided: neither, "
-        "or too few seeds. What so few rows can show is another question: “Good or random?” asks it. "
+        "Holds: both 95 % intervals, over seeds and (of accuracy) over rows, lie on the claim’s side; fails: on the other; "
+        "undecided: neither, or too few seeds. “Good or random?” is decided in the same way. "
         "Of seeds that agree: p of the agreement, given sizes.",
         stubs=2,
     )

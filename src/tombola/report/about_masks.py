@@ -1,22 +1,21 @@
-"""What the page shows of masks over all tasks of a study: do seeds agree, do tasks, and what did each search go by?
+"""What the page shows of masks over all tasks of a study: do seeds agree, and do tasks?
 
 Each function takes an anchor and the study and returns parts, none where the store has no tickets for it. One row of
-`build.PARTS` each. All chance levels are those of masks of the same sizes.
+`build.PARTS` each. The numbers are those of `tombola.study.survival`; all chance levels are those of masks of the same sizes.
 """
 
-from collections.abc import Sequence
-from itertools import combinations
-from statistics import fmean, stdev
+from collections.abc import Mapping, Sequence
+from itertools import combinations, combinations_with_replacement
+from statistics import fmean
 
 from tombola.report import charts, figures
-from tombola.report.cases import UNITS, Case, Study
+from tombola.report.about_tickets import kappa_text, rates_text
+from tombola.report.bars import good_cells_of
+from tombola.report.cases import AS_FOUND, UNIT_NAMES, Case, Study
 from tombola.report.layout import Figure, Part, Table
-from tombola.report.words import NONE, count, interval, number, probability, spread
-from tombola.stats import ALPHA, TaskOverlap, over_seeds, overlap, overlap_of_tasks, stability
-from tombola.study.results import TicketRow
-
-SLIDES = "Step of the search"
-DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005
+from tombola.report.words import NONE, count, number, probability, spread
+from tombola.stats import ALPHA, overlap
+from tombola.study.survival import PARTS, OverlapRow, StabilityRow, TasksSurvivedRow, tasks_survived_rows
 
 
 def _structured(case: Case) -> bool:
@@ -25,32 +24,35 @@ def _structured(case: Case) -> bool:
 
 def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """E9: whether the tickets of several seeds keep the same parts, for every task and search."""
-    cases = [case for case in study.cases if not case.family and _structured(case) and len({t.seed for t in case.good}) > 1]
-    if len(cases) < 2:
-        return ()  # of one case its own section says it
-    rows, tasks = [], []
-    for case in cases:
-        for unit, of in case.units.items():
-            found = stability([of(ticket) for ticket in case.good], draws=DRAWS)
-            kappa, ends = found.kappa, interval(found.kappa)
+    rows, tasks, used = [], [], []
+    known = [(case, parts) for found, parts in study.stability.items() if (case := study.case_of(found))]
+    for case, parts in sorted(known, key=lambda one: study.cases.index(one[0])):
+        used.append(case)
+        for part, row in parts.items():
+            it = row.found
+            if all(size == it.n for size in it.sizes):
+                continue  # a kind that this search leaves whole
             rows.append(
                 (
                     case.task,
                     case.label or case.search,
-                    unit,
-                    "undefined" if kappa.value is None else number(kappa.value) + (f" ({ends})" if ends != NONE else ""),
-                    number(found.expected_kappa),
-                    number(found.alpha.value),
-                    number(found.jaccard.value),
-                    number(found.expected_jaccard),
-                    probability(found.p_at_least).removeprefix("= "),
-                    found.cochran.text.removeprefix("survival rates ").removeprefix("are ").split(",")[0],
-                    number(found.undecided.share.value),
-                    number(found.undecided.expected),
-                    str(len(found.sizes)),
+                    UNIT_NAMES.get(part, part),
+                    kappa_text(it),
+                    number(it.expected_kappa),
+                    number(it.alpha.value),
+                    number(it.jaccard.value),
+                    number(it.expected_jaccard),
+                    probability(it.p_at_least).removeprefix("= "),
+                    rates_text(it),
+                    _pairs_that_differ(row),
+                    number(it.undecided.share.value),
+                    number(it.undecided.expected),
+                    str(len(row.seeds)),
                 )
             )
             tasks.append(case.task)
+    if len(used) < 2:
+        return ()  # of one case its own section says it
     table = Table(
         "Tickets of different seeds",
         (
@@ -64,6 +66,7 @@ def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "by chance",
             "p, given sizes",
             "Sizes",
+            "Pairs that differ",
             "Undecided",
             "by chance",
             "Seeds",
@@ -72,7 +75,8 @@ def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         "Kappa: 1 = one mask in all seeds, 0 = chance; in brackets its 95 % interval over seeds (jackknife). Alpha: "
         "Krippendorff’s. "
         "p, given sizes: chance that masks of these sizes agree as much. Sizes: whether the shares that seeds keep differ "
-        "(Cochran’s Q), which says nothing of which parts they keep. Undecided: share of parts whose survival has a "
+        "(Cochran’s Q), which says nothing of which parts they keep; "
+        "pairs of seeds that differ in it, by Holm. Undecided: share of parts whose survival has a "
         "std of .45–.55.",
         stubs=3,
         tasks=tuple(tasks),
@@ -85,83 +89,40 @@ def stability_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "Whether the tickets of a task’s seeds share more than their sizes explain.",
             tables=(table,),
             experiment="s-prune",
-            cells=_cells(cases),
+            cells=good_cells_of(used),
             all_seeds=True,
         ),
     )
 
 
-def importance_parts(anchor: str, study: Study) -> tuple[Part, ...]:
-    """Fig. 3: at every step of a search the importance of the heads still there, and where the step cut."""
-    cases = [case for case in study.cases if not case.family and any(t.steps for t in case.good)]
-    parts = []
-    for i, (search, mine) in enumerate(study.by_search(lambda case: case in cases).items(), start=1):
-        drawn = (tuple(figure for case in mine if (figure := _histogram(case, unit))) for unit in ("heads", "mlps"))
-        if not (rows := [row for row in drawn if row]):
-            continue
-        parts.append(
-            Part(
-                f"{anchor}-{i}",
-                f"Importance, {search}" if search else "Importance",
-                f"What the search went by, step by step{f': {search}' if search else ''}",
-                "Fig. 3 of the paper. Of the parts still there, how many have which importance; line: below it the next step "
-                "removed. Heads are scaled within their layer, as the search ranks them.",
-                slider=SLIDES,
-                figures=tuple(rows),
-                experiment="s-prune",
-                cells=tuple(sorted({t.cell for case in mine for t in case.good})),
-            )
-        )
-    return tuple(parts)
-
-
-def _histogram(case: Case, unit: str) -> Figure | None:
-    name = "heads" if unit == "heads" else "MLPs"
-    found = {ticket.seed: ticket.steps for ticket in case.good if ticket.steps}
-    values = [value for steps in found.values() for step in steps for value in getattr(step, unit)]
-    sizes = {len(getattr(step, unit)) for steps in found.values() for step in steps}
-    if len(values) < 2 or max(sizes) < 2 or (len(sizes) == 1 and len(found) < 2 and max(map(len, found.values())) > 1):
-        return None  # a kind that this search leaves whole
-    top = max(values)
-    steps = {
-        seed: [
-            charts.Bins(
-                _bins(getattr(step, unit), top),
-                step.head_cut if unit == "heads" else step.mlp_cut,
-                f"trial {step.step}, seed {seed}: {len(getattr(step, unit))} {name}",
-            )
-            for step in mine
-        ]
-        for seed, mine in found.items()
-    }
-    svg = charts.histogram(steps, top, label=f"Histogram of the importance of {name}, {case.title}")
-    return Figure(case.task, svg, f"importance of {name}", natural=True, task=case.task) if svg else None
-
-
-def _bins(values: Sequence[float], top: float) -> list[int]:
-    counts = [0] * charts.BINS
-    for value in values:
-        counts[min(charts.BINS - 1, int(charts.BINS * value / top))] += 1
-    return counts
+def _pairs_that_differ(row: StabilityRow) -> str:
+    known = [one.p_corrected for one in row.pairs.values() if one.p_corrected is not None]
+    return f"{sum(p < ALPHA for p in known)} of {len(known)}" if known else NONE
 
 
 def task_overlap_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Fig. 5 and App. G: what the tickets of two tasks share at matched seeds, beside chance given their sizes."""
+    found = {case.name: one for row in study.overlaps for one in (row.a, row.b) if (case := study.case_of(one))}
+    pairs = {(row.a, row.b, row.part): row for row in study.overlaps}
     parts = []
-    searches = study.by_search(lambda case: _structured(case) and case.family in ("", "super"))
+    searches = study.by_search(lambda case: case.name in found and _structured(case) and case.family in ("", "super"))
     for i, (search, cases) in enumerate(searches.items(), start=1):
-        shape = cases[0].shapes[0]
-        mine = [case for case in cases if case.shapes[0] == shape]
-        if len({case.task for case in mine}) < 2:
+        ordered = [found[case.name] for case in cases]
+        if len({case.task for case in cases}) < 2:
             continue
-        units = [
-            unit for unit in mine[0].units if any(0 < sum(UNITS[unit](t)) < len(UNITS[unit](t)) for c in mine for t in c.good)
-        ]
         drawn, tables = [], []
-        for unit in units:
-            pairs = _pairs(mine, unit)
-            drawn.append(_matrix(mine, unit, pairs))
-            tables.append(_pairs_table(search, unit, pairs))
+        for part in PARTS:
+            rows = {
+                (a, b): row
+                for a, b in combinations_with_replacement(range(len(ordered)), 2)
+                for one, other in ((ordered[a], ordered[b]), (ordered[b], ordered[a]))
+                if (row := pairs.get((one, other, part)))
+            }
+            if all(row.found.shared.value in (0, row.found.n) for (a, b), row in rows.items() if a == b):
+                continue  # a kind that this search leaves whole
+            names = [case.task for case in cases]
+            drawn.append(_matrix(names, UNIT_NAMES.get(part, part), rows))
+            tables.append(_pairs_table(search, UNIT_NAMES.get(part, part), names, rows))
         parts.append(
             Part(
                 f"{anchor}-{i}",
@@ -174,91 +135,85 @@ def task_overlap_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                 fold="All pairs, with chance and p",
                 folded=tuple(tables),
                 experiment="s-prune",
-                cells=tuple(sorted({t.cell for case in mine for t in case.good})),
+                cells=good_cells_of(cases),
                 all_seeds=True,
             )
         )
     return tuple(parts)
 
 
-def _pairs(cases: Sequence[Case], unit: str) -> dict[tuple[int, int], tuple[str, str, TaskOverlap]]:
-    masks = [{ticket.seed: UNITS[unit](ticket) for ticket in case.good} for case in cases]
-    found = {}
-    for a, b in combinations(range(len(cases)), 2):
-        seeds = sorted(masks[a].keys() & masks[b].keys())
-        if seeds:
-            shared = overlap_of_tasks([masks[a][s] for s in seeds], [masks[b][s] for s in seeds], draws=DRAWS)
-            found[a, b] = (cases[a].task, cases[b].task, shared)
-    return found
-
-
-def _matrix(cases: Sequence[Case], unit: str, pairs: dict[tuple[int, int], tuple[str, str, TaskOverlap]]) -> Figure:
+def _matrix(names: Sequence[str], unit: str, rows: Mapping[tuple[int, int], OverlapRow]) -> Figure:
     tiles = {}
-    for i, case in enumerate(cases):
-        sizes = over_seeds([float(sum(UNITS[unit](ticket))) for ticket in case.good])
-        n = len(UNITS[unit](case.good[0]))
-        tiles[i, i] = charts.Tile(number(sizes.value, 1), 0.0, f"{case.task}: keeps {spread(sizes, 1)} of {n} {unit}")
-    for (a, b), (one, other, it) in pairs.items():
+    n = max(row.found.n for row in rows.values())
+    for (a, b), row in rows.items():
+        it = row.found
+        if a == b:
+            title = f"{names[a]}: keeps {spread(it.shared, 1)} of {it.n} {unit}"
+            tiles[a, a] = charts.Tile(number(it.shared.value, 1), 0.0, title)
+            continue
         ratio = it.ratio
-        title = f"{one} and {other}: {number(it.shared.value, 1)} {unit} shared, {number(it.expected_shared, 1)} by chance\n"
+        title = (
+            f"{names[a]} and {names[b]}: {number(it.shared.value, 1)} {unit} shared, {number(it.expected_shared, 1)} by chance\n"
+        )
         title += f"ratio {number(ratio)}, p (this much or more) {number(it.p_at_least)}" + (f"\n{it.note}" if it.note else "")
         shade = None if ratio is None else max(-1.0, min(1.0, 2.5 * (ratio - 1)))
         for place in ((a, b), (b, a)):
             tiles[place] = charts.Tile(number(it.shared.value, 1), shade, title)
-    svg = charts.matrix([case.task for case in cases], tiles, label=f"Overlap of {unit} between tasks; the table has the numbers")
-    return Figure(unit, svg, f"of {len(UNITS[unit](cases[0].good[0]))} {unit}", natural=True)
+    svg = charts.matrix(names, tiles, label=f"Overlap of {unit} between tasks; the table has the numbers")
+    return Figure(unit, svg, f"of {n} {unit}", natural=True)
 
 
-def _pairs_table(search: str, unit: str, pairs: dict[tuple[int, int], tuple[str, str, TaskOverlap]]) -> Table:
+def _pairs_table(search: str, unit: str, names: Sequence[str], rows: Mapping[tuple[int, int], OverlapRow]) -> Table:
+    pairs = {(names[a], names[b]): row for (a, b), row in rows.items() if a != b}
     return Table(
         f"{unit} that two tasks share, {search}",
-        ("Task", "and", "Shared", "by chance", "Ratio", "p, this much or more", "p, this much or less", "Seeds"),
+        ("Task", "and", "Shared", "by chance", "Ratio", "p, this much or more", "Holm", "p, this much or less", "Seeds"),
         tuple(
             (
-                one,
-                other,
-                spread(it.shared, 1),
-                number(it.expected_shared, 1),
-                number(it.ratio),
-                number(it.p_at_least),
-                number(it.p_at_most),
-                str(it.shared.n_seeds),
+                *both,
+                spread(row.found.shared, 1),
+                number(row.found.expected_shared, 1),
+                number(row.found.ratio),
+                number(row.found.p_at_least),
+                number(row.p_corrected),
+                number(row.found.p_at_most),
+                str(row.found.shared.n_seeds),
             )
-            for one, other, it in pairs.values()
+            for both, row in pairs.items()
         ),
-        "Mean ± std over matched seeds. p: parts of one task renamed at random, in the same way for all of its seeds.",
+        "Mean ± std over matched seeds. p: parts of one task renamed at random, in the same way for all of its seeds; Holm: "
+        "corrected over all pairs of tasks of this search.",
         stubs=2,
-        tasks=tuple((one, other) for one, other, _ in pairs.values()),
+        tasks=tuple(pairs),
     )
 
 
 def task_survival_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Fig. 15: for how many tasks each head and MLP survives, mean over seeds."""
-    drawn = []
-    for search, cases in study.by_search(lambda case: _structured(case) and not case.family).items():
-        mine = [case for case in cases if case.shapes[0] == cases[0].shapes[0]]
-        if len({case.task for case in mine}) < 2:
-            continue
-        first = mine[0].good[0]
-        layers, heads = len(first.mlps), len(first.heads[0])
-        seeds = sorted(set.intersection(*({t.seed for t in case.good} for case in mine)))
-        if not seeds:
-            continue
-        raw = {
-            seed: [sum(kept) for kept in zip(*(_parts(t) for case in mine for t in case.good if t.seed == seed), strict=True)]
-            for seed in seeds
-        }
-        heat = figures.Heat(
-            layers, heads, {seed: [value / len(mine) for value in found] for seed, found in raw.items()}, "tasks", raw=raw
-        )
-        svg = figures.heat_map(heat, css="survival", width=348, label=f"Tasks survived, {search}", name=f"of {len(mine)} tasks")
-        stds = [stdev(values) for values in zip(*raw.values(), strict=True)] if len(seeds) > 1 else []
-        spreads = f"; std over seeds {number(fmean(stds), 2)} on average" if stds else ""
-        caption = f"{len(mine)} tasks, {count(len(seeds), 'seed')}{spreads}"
-        drawn.append(Figure(search or "tickets", svg, caption, ("survival", "no task", "all tasks"), natural=True))
+    rows: dict[str, dict[str, TasksSurvivedRow]] = {}
+    for row in tasks_survived_rows(study.results):
+        case = study.case_of(row.cases[0])
+        if case is not None and row.family == AS_FOUND and _structured(case):
+            rows.setdefault(case.name, {})[row.part] = row
+    drawn: list[Figure] = []
+    used: list[Case] = []
+    for search, cases in study.by_search(lambda case: case.name in rows).items():
+        for case in cases:
+            heads, mlps = (rows[case.name][part] for part in PARTS)
+            layers, tasks = len(mlps.mean), len(heads.tasks)
+            raw = {seed: [*heads.by_seed[seed], *mlps.by_seed[seed]] for seed in heads.seeds}
+            shades = {seed: [value / tasks for value in of] for seed, of in raw.items()}
+            heat = figures.Heat(
+                layers, len(heads.mean) // layers, shades, "tasks", raw={s: [float(v) for v in of] for s, of in raw.items()}
+            )
+            svg = figures.heat_map(heat, css="survival", width=348, label=f"Tasks survived, {search}", name=f"of {tasks} tasks")
+            stds = [*(heads.std or ()), *(mlps.std or ())]
+            spreads = f"; std over seeds {number(fmean(stds), 2)} on average" if stds else ""
+            caption = f"{tasks} tasks, {count(len(heads.seeds), 'seed')}{spreads}"
+            drawn.append(Figure(search or "tickets", svg, caption, ("survival", "no task", "all tasks"), natural=True))
+            used += [one for found in heads.cases if (one := study.case_of(found))]
     if not drawn:
         return ()
-    shown = [case for case in study.cases if _structured(case) and not case.family]
     return (
         Part(
             anchor,
@@ -267,13 +222,9 @@ def task_survival_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "Fig. 15 of the paper. Shade: in how many tasks a part survives, mean over seeds; point at one for its numbers.",
             figures=(tuple(drawn),),
             experiment="s-prune",
-            cells=_cells(shown),
+            cells=good_cells_of(used),
         ),
     )
-
-
-def _parts(ticket: TicketRow) -> list[float]:
-    return [*(share for row in ticket.heads for share in row), *ticket.mlps]
 
 
 def chosen_on_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -336,7 +287,7 @@ def chosen_on_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "as much as the model.",
             tables=(table,),
             experiment="mask-on-train",
-            cells=_cells(used),
+            cells=good_cells_of(used),
             all_seeds=True,
         ),
     )
@@ -345,7 +296,3 @@ def chosen_on_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return number(fmean(known)) if known else "undefined"
-
-
-def _cells(cases: Sequence[Case]) -> tuple[str, ...]:
-    return tuple(sorted({t.cell for case in cases for t in case.good}))

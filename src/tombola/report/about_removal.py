@@ -10,12 +10,11 @@ from tombola.report import charts
 from tombola.report.bars import (
     STAGES,
     cells_of,
-    majority_line,
+    lines_of,
     said_of_split,
 )
 from tombola.report.cases import Case, Group, Split, Study, estimate, per_seed
 from tombola.report.charts import Bar, Curve, Point
-from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
     NONE,
@@ -61,9 +60,7 @@ def sparsity_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             continue
         used += [*steps, *paths]
         split = next((case.report for case in (*steps, *paths) if case.report), None)
-        lines = [majority_line(split)] if split else []
-        if split and split.dense and (score := split.dense.score.value) is not None:
-            lines.append(Line("line-full", f"dense {number(score)}", score))
+        lines = lines_of(split)
         drawn = [Curve(_curve_css(name), points, dashed=stage == "retrained") for (name, stage), points in curves.items()]
         svg = charts.curve_chart(drawn, lines, label=f"Scores by sparsity, {task}", x_label="values removed, %", percent=True)
         if svg:
@@ -157,9 +154,7 @@ def lesion_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             if not found:
                 continue
             split, dense = full.get(task, (None, None))
-            lines = [majority_line(split)] if split else []
-            if dense and (score := dense.score.value) is not None:
-                lines.append(Line("line-full", f"dense {number(score)}", score))
+            lines = lines_of(split, dense)
             bars = [
                 Bar(what, "weights", by_seed, f"{act} {what}: {spread(estimate(by_seed.items()))}") for what, by_seed in found
             ]

@@ -1,11 +1,13 @@
 """What the page shows of scores: for each split a chart, its numbers and the agreement with the dense model; and the tables
-that set several tasks side by side, on the page and in a paper. Of this room it imports `words`, `cases`, `figures` and `layout`.
+that set several tasks side by side, on the page and in a paper. Of this room it imports `words`, `cases`, `bars`,
+`figures` and `layout`.
 """
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from tombola.report import figures
+from tombola.report.bars import lines_of
 from tombola.report.cases import Case, Group, Split, estimate
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import (
@@ -128,12 +130,9 @@ def _score_cells(group: Group) -> tuple[str, ...]:
 
 
 def _score_chart(split: Split) -> Figure | None:
-    title, dense = split_title(split), split.dense
-    lines = [figures.Line("majority", f"majority {number(split.majority)}", split.majority)]
-    if dense and (score := dense.score.value) is not None:
-        lines.append(figures.Line("line-full", f"dense {number(score)}", score))
+    title = split_title(split)
     svg = figures.dot_chart(
-        [_dot_row(group) for group in split.groups], lines, label=f"Dot chart of {title}; the table has its numbers"
+        [_dot_row(group) for group in split.groups], lines_of(split), label=f"Dot chart of {title}; the table has its numbers"
     )
     caption = f"{title}. Large dots: seeds. Small dots: draws of a control. Bar: mean over seeds; line: one std to each side."
     return Figure("", svg, caption) if svg else None

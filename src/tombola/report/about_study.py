@@ -14,21 +14,16 @@ from tombola.report.bars import (
     cells_of,
     has,
     legend_of,
-    majority_line,
+    lines_of,
     mean_of_tasks,
     said_of_split,
     score_of,
 )
 from tombola.report.cases import Case, Group, Split, Study
 from tombola.report.charts import Curve, Point
-from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
-from tombola.report.words import (
-    kind_css,
-    kind_name,
-    number,
-    spread,
-)
+from tombola.report.words import NONE, kind_css, kind_name, number, spread
+from tombola.study.heads import answers_rows
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import KINDS
 
@@ -121,6 +116,65 @@ def versus_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     )
 
 
+def answer_parts(anchor: str, study: Study) -> tuple[Part, ...]:
+    """X13: which answer a model gives most, beside the dense model: one that always gives the same knows nothing."""
+    rows, tasks = [], []
+    cases = {case.name: case for case in study.cases}
+    for row in answers_rows(study.results):
+        case = cases.get(row.task)
+        if case is None or case.family or case.unusual:
+            continue
+        most = max(row.shares, key=lambda name: row.shares[name].value or 0.0)
+        both = row.shares.keys() & row.dense.keys()
+        shifts = {name: (row.shares[name].value or 0.0) - (row.dense[name].value or 0.0) for name in row.shares if name in both}
+        moved = max(shifts, key=lambda name: abs(shifts[name]), default="")
+        rows.append(
+            (
+                case.task,
+                case.label or case.search or NONE,
+                row.stage,
+                kind_name(row.kind),
+                most,
+                spread(row.shares[most]),
+                spread(row.dense[most]) if most in row.dense else NONE,
+                f"{moved} {number(shifts[moved], sign=True)}" if moved else NONE,
+                str(row.shares[most].n_seeds),
+            )
+        )
+        tasks.append(case.task)
+    if len(set(tasks)) < 2:
+        return ()  # of one task its own section says it
+    table = Table(
+        "Answers on report rows: share of rows, mean ± std over seeds",
+        (
+            "Task",
+            "Search",
+            "Stage",
+            "Ticket",
+            "Most frequent answer",
+            "Its share",
+            "in the dense model",
+            "Largest shift",
+            "Seeds",
+        ),
+        tuple(rows),
+        "A ticket whose most frequent answer has all rows has learned nothing, whatever it scores.",
+        stubs=4,
+        tasks=tuple(tasks),
+    )
+    return (
+        Part(
+            anchor,
+            "Answers",
+            "What do tickets answer?",
+            fold="Every task, search and ticket",
+            folded=(table,),
+            experiment="controls",
+            all_seeds=True,
+        ),
+    )
+
+
 def _is_beside(group: Group) -> bool:
     """Dense, bad and strict-bad retrained, lesioned weights, train modes from fresh weights, and whatever is no ticket at all."""
     known = group.kind in KINDS
@@ -174,9 +228,7 @@ def epoch_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             )
             for (_, search, kind), points in mine.items()
         ]
-        lines = [majority_line(splits[task])]
-        if task in full and (score := full[task].score.value) is not None:
-            lines.append(Line("line-full", f"dense {number(score)}", score))
+        lines = lines_of(splits[task], full.get(task))
         svg = charts.curve_chart(drawn, lines, label=f"Scores by epochs, {task}", x_label="epochs")
         figures.append(Figure(task, svg, said_of_split(splits[task]), natural=True, task=task))
     every = sorted({epochs for points in curves.values() for epochs in points})

@@ -27,9 +27,10 @@ from tombola.report.words import (
     span,
     spread,
 )
-from tombola.stats import ALPHA, Overlap, overlap, overlap_of_counts, stability
+from tombola.stats import ALPHA, Overlap, Stability, overlap, overlap_of_counts
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.results import TicketRow
+from tombola.study.survival import StabilityRow
 
 LARGE, SMALL = 348, 216  # width of a heat map, in pixels
 BY_CHANCE: Mapping[str, tuple[Callable[[Overlap], float | None], int]] = {  # column → value, decimals
@@ -238,15 +239,18 @@ def size_part(anchor: str, case: Case) -> Part:
 # Overlap
 
 
-def overlap_part(anchor: str, case: Case) -> Part | None:
-    """What controls share with good, and good with itself over seeds; None where there is nothing to compare."""
+def overlap_part(anchor: str, case: Case, stable: Mapping[str, StabilityRow]) -> Part | None:
+    """What controls share with good, and good with itself over seeds; None where there is nothing to compare.
+
+    stable: unit → how far the seeds agree on it, see `Study.stability_of`.
+    """
     good = {ticket.seed: ticket for ticket in case.good}
     pairs = {
         unit: {f"{a} and {b}": overlap(of(good[a]), of(good[b])) for a, b in combinations(good, 2)}
         for unit, of in case.units.items()
     }
     several = len(good) > 1 and bool(pairs)
-    tables = [_control_table(case, good), _stability_table(good, pairs) if several else None]
+    tables = [_control_table(case, good), _stability_table(stable, pairs) if several and stable else None]
     if not any(tables):
         return None
     return Part(
@@ -294,20 +298,19 @@ def shared_settings(ticket: TicketRow, good: TicketRow, unit: str) -> Overlap:
     return overlap_of_counts(good.values[1], ticket.values[0], good.values[0], ticket.shared_with_good["values"])
 
 
-def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:
+def _stability_table(stable: Mapping[str, StabilityRow], pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:
     rows = []
-    for unit in pairs:
-        of = UNITS[unit]
+    for unit in (one for one in pairs if one in stable):
         found = list(enumerate(pairs[unit].values()))  # each pair by itself; they share seeds: a std would pretend more
         shared = _mean(found, lambda it: float(it.shared), 1, std=False)
         by_chance = (_mean(found, value, decimals, std=False) for value, decimals in BY_CHANCE.values())
         known = [it.p_at_least for it in pairs[unit].values() if it.p_at_least is not None]
         unlikely = f"{sum(p < ALPHA for p in known)} of {len(known)}"
-        found_of = stability([of(ticket) for ticket in good.values()])
-        kappa, ends = found_of.kappa, interval(found_of.kappa)
-        shown = "undefined" if kappa.value is None else number(kappa.value) + (f" ({ends})" if ends != NONE else "")
-        rates = found_of.cochran.text.removeprefix("survival rates ").removeprefix("are ").split(",")[0]
-        rows.append((unit, shared, *by_chance, unlikely, shown, number(found_of.p_at_least), rates, str(len(good))))
+        found_of = stable[unit].found
+        seeds = str(len(found_of.sizes))
+        rows.append(
+            (unit, shared, *by_chance, unlikely, kappa_text(found_of), number(found_of.p_at_least), rates_text(found_of), seeds)
+        )
     return Table(
         f"Good tickets of different seeds: mean over {count(len(next(iter(pairs.values()))), 'pair')} of seeds",
         ("Unit", "Shared", *BY_CHANCE, f"Pairs with p < {ALPHA}", "Fleiss kappa", "p, given sizes", "Sizes", "Seeds"),
@@ -317,6 +320,17 @@ def _stability_table(good: Mapping[int, TicketRow], pairs: Mapping[str, Mapping[
         "much over all seeds. Sizes: whether the shares that seeds keep differ (Cochran's Q); it says nothing of which parts "
         "they keep.",
     )
+
+
+def kappa_text(found: Stability) -> str:
+    """Kappa with its interval."""
+    ends = interval(found.kappa)
+    return "undefined" if found.kappa.value is None else number(found.kappa.value) + (f" ({ends})" if ends != NONE else "")
+
+
+def rates_text(found: Stability) -> str:
+    """What Cochran's Q says, in few words."""
+    return found.cochran.text.removeprefix("survival rates ").removeprefix("are ").split(",")[0]
 
 
 def _pairs_table(pairs: Mapping[str, Mapping[str, Overlap]]) -> Table:

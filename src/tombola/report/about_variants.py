@@ -21,12 +21,10 @@ from tombola.report.bars import (
 )
 from tombola.report.cases import Case, Study, estimate
 from tombola.report.layout import Part, Table
-from tombola.report.words import (
-    NONE,
-    spread,
-)
+from tombola.report.words import NONE, interval, number, spread
 from tombola.study.kinds import TRAIN_MODES
 from tombola.study.results import TicketRow
+from tombola.study.survival import joint_rows
 
 INVERTED = ("inverted", "inverted-revived")
 
@@ -119,15 +117,50 @@ def joined_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         "If heads and MLPs did not depend on each other, joined masks would hold the floor as joint ones do.",
         tasks=tuple(tasks),
     )
+    apart = _joint_table(study)
     return (
         Part(
             anchor,
             "Joint and joined",
             "Do heads and MLPs depend on each other?",
-            tables=(table,),
+            tables=(table, apart) if apart else (table,),
             experiment="joined",
             cells=cells_of(used),
         ),
+    )
+
+
+def _joint_table(study: Study) -> Table | None:
+    """What heads-only, MLPs-only and both masks lose, and what the joint ticket shares with the two others."""
+    found = joint_rows(study.results)
+    if not found:
+        return None
+    searches = ("s-prune", "s-prune-heads", "s-prune-mlps", "joined")
+    return Table(
+        "What is lost together and apart: full minus pruned score, mean over seeds",
+        (
+            *("Task", "Joint", "Heads only", "MLPs only", "Joined", "Interaction", "95 %"),
+            *("Heads shared", "by chance", "MLPs shared", "by chance", "Seeds", "Note"),
+        ),
+        tuple(
+            (
+                study.task_of(row.task) or row.task,
+                *(number(row.lost[name].value) if name in row.lost else NONE for name in searches),
+                number(row.interaction.value, sign=True),
+                interval(row.interaction),
+                *(
+                    number(value, 1)
+                    for it in (row.shared_heads, row.shared_mlps)
+                    for value in (it.shared.value, it.expected_shared)
+                ),
+                str(len(row.seeds)),
+                row.note or NONE,
+            )
+            for row in found
+        ),
+        "Interaction: what both masks lose together beyond the sum of what each loses alone; above 0, heads and MLPs make up for "
+        "each other. Shared: by the joint ticket and the one found on that kind alone.",
+        tasks=tuple(study.task_of(row.task) or row.task for row in found),
     )
 
 

@@ -20,9 +20,7 @@ from tombola.report.words import (
     spread,
 )
 
-STAGES = ("pruned", "retrained")
-
-
+STAGES = ("pruned", "retrained")  # of tickets; a dense model has its own
 MAIN = ("good", "random", "bad")
 
 
@@ -55,6 +53,15 @@ def said_of_split(split: Split) -> str:
 
 def majority_line(split: Split) -> Line:
     return Line("majority", f"majority line {number(split.majority)}", split.majority)
+
+
+def lines_of(split: Split | None, dense: Group | None = None) -> list[Line]:
+    """What scores are held against: the majority line and the dense model, that of the split if no other is given."""
+    lines = [majority_line(split)] if split else []
+    dense = dense or (split.dense if split else None)
+    if dense and (score := dense.score.value) is not None:
+        lines.append(Line("line-full", f"dense {number(score)}", score))
+    return lines
 
 
 def bars_table(search: str, cases: Sequence[Case], kinds: Sequence[str]) -> Table:
@@ -133,3 +140,8 @@ def legend_of(kinds: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 def cells_of(cases: Iterable[Case]) -> tuple[str, ...]:
     return tuple(sorted({key for case in cases for key in case.cells}))
+
+
+def good_cells_of(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Of the searches alone."""
+    return tuple(sorted({ticket.cell for case in cases for ticket in case.good}))

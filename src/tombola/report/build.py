@@ -4,8 +4,8 @@ Which file does what: `cases` groups rows and has all numbers of scores and mask
 `words` makes sentences and writes numbers. The `about_*` make parts of tables and figures: `about_scores` and
 `about_tickets` of one case, the others over all tasks of a study; `bars` is what several of those share. `figures` and
 `charts` draw; `layout` is what the template `page.html.j2` lays out, with `page.css` and `page.js`; `live` says what that
-script can work out again; `export` writes files. They import one way only: build → about_* → bars, conclusions → words →
-cases; `figures`, `charts`, `layout`, `live` and `export` import none of these.
+script can work out again; `export` writes files, `folder` all of them with a README. They import one way only: folder → build →
+about_* → bars, conclusions → words → cases; `figures`, `charts`, `layout`, `live` and `export` import none of these.
 """
 
 from base64 import b64encode
@@ -17,7 +17,16 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_frontier, about_masks, about_removal, about_study, about_variants
+from tombola.report import (
+    about_beside,
+    about_frontier,
+    about_heads,
+    about_masks,
+    about_removal,
+    about_study,
+    about_values,
+    about_variants,
+)
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -35,16 +44,19 @@ LARGE = 1_200_000  # characters: a page that would be larger has its sections pa
 
 # Anchor, heading, and what stands under it; a part that these results have no rows for is left out.
 PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]]]]] = (
-    ("tickets", "Tickets and controls", (about_study.bar_parts, about_study.versus_parts, about_study.epoch_parts)),
+    ("tickets", "Tickets and controls", (
+        about_study.bar_parts, about_study.versus_parts, about_study.epoch_parts, about_study.answer_parts,
+    )),
     ("seeds", "Do seeds and tasks agree?", (
         about_masks.stability_parts, about_masks.task_overlap_parts, about_masks.task_survival_parts,
-        about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts,
+        about_masks.chosen_on_parts, about_variants.super_parts, about_beside.crossed_parts, about_values.kept_parts,
+        about_values.value_parts, about_values.error_parts, about_values.transfer_parts,
     )),
-    ("search", "What searches go by", (about_masks.importance_parts,)),
+    ("search", "What searches go by", (about_heads.importance_parts, about_heads.order_parts, about_heads.magnitude_parts)),
     ("sparsity", "How much can go", (about_removal.sparsity_parts, about_variants.joined_parts, about_variants.matched_parts)),
     ("frontier", "What sparsity buys", (about_frontier.frontier_parts,)),
     ("modes", "What training owes to what", (about_variants.mode_parts,)),
-    ("attention", "What heads look at", (about_beside.attention_parts,)),
+    ("attention", "What heads look at", (about_heads.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
@@ -69,7 +81,7 @@ def build_page(
     study = study_of(results)
     sections = [*extra, *sections_of(study)]
     if tables is not None:
-        overview = Part("overview", "Overview", "Overview", tables=tuple(_overview(study)))
+        overview = Part("overview", "Overview", "Overview", tables=tuple(overview_tables(study)))
         write_tables([Section("overview", "Overview", "", (overview,)), *sections], tables)
     if figures is not None:
         write_figures(sections, figures)
@@ -107,12 +119,12 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
         script=f"\n{script}",
         quantiles=" ".join(f"{t_quantile(float(df)):.6f}" for df in range(1, 31)),
         title=listed(tasks) if len(tasks) <= MANY_TASKS else f"{len(tasks)} tasks",
-        facts=_facts(study),
+        facts=facts_of(study),
         tasks=tasks if cases else (),
         seeds=study.seeds,
         command=results.command,
         verdict=verdict(cases),
-        overview=_overview(study),
+        overview=overview_tables(study),
         glance=glance_table(cases) if len(cases) > 1 else None,
         warnings=_folded(warnings(results.warnings, cases)),
         sections=sections,
@@ -132,7 +144,7 @@ def sections_of(study: Study) -> list[Section]:
             found.append(Section(anchor, title, "", parts))
     alone = [case for case in study.cases if _stands_alone(case, study)]
     many = len(alone) > MANY_CASES
-    return [*found, *(_section(f"task-{i}", case, len(alone), many) for i, case in enumerate(alone, start=1))]
+    return [*found, *(_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1))]
 
 
 def _stands_alone(case: Case, study: Study) -> bool:
@@ -155,12 +167,14 @@ def _folded(said: Mapping[str, tuple[str, ...]]) -> list[tuple[str, Mapping[str,
     return [(f"{name}: {count(sum(map(len, half.values())), 'note')}", half) for name, half in halves if half]
 
 
-def _overview(study: Study) -> list[Table]:
+def overview_tables(study: Study) -> list[Table]:
+    """What stands above all parts: a line a task and search, and which claims hold."""
     found = (overview_table(study) if len(study.cases) > 1 else None, claims_table(study))
     return [table for table in found if table]
 
 
-def _facts(study: Study) -> str:
+def facts_of(study: Study) -> str:
+    """Models, tasks, seeds, presets, searches and cost, in one line."""
     rows: Rows = (*study.results.scores, *study.results.tickets)
     models = listed(list(dict.fromkeys(row.model for row in rows)))
     presets = sorted({str(case.settings["preset"]) for case in study.cases if "preset" in case.settings})
@@ -186,14 +200,14 @@ def latex_table(results: Results, role: str = "report") -> str:
     return latex(table) if table.rows else ""
 
 
-def _section(anchor: str, case: Case, n: int, many: bool) -> Section:
+def _section(anchor: str, study: Study, case: Case, n: int, many: bool) -> Section:
     parts = [score_part(f"{anchor}-scores-{i}", case, split) for i, split in enumerate(case.splits, start=1)]
     if len(case.shapes) == 1:
         about_masks = (
             survival_part(f"{anchor}-survival", case, lean=many),
             search_part(f"{anchor}-search", case),
             size_part(f"{anchor}-sizes", case),
-            overlap_part(f"{anchor}-overlap", case),
+            overlap_part(f"{anchor}-overlap", case, study.stability_of(case)),
         )
         parts += [part for part in about_masks if part]
     said = said_of(case) if many else case_verdict(case) if n > 1 else ""

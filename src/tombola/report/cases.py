@@ -8,14 +8,17 @@ The ground of the room: it imports no other file of it.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from statistics import fmean
 from typing import Any, Literal
 
-from tombola.stats import Estimate, Paired, over_seeds, paired_over_seeds, smallest_detectable_difference
+from tombola.stats import Estimate, Paired, difference_over_rows, over_seeds, paired_over_seeds, smallest_detectable_difference
+from tombola.study import survival as tables
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow, Variant
 from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
+DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005
 ROLES = ("report", "challenge", "selection")  # in the order of the page
 PROPORTIONS = frozenset({"accuracy"})  # metrics that are a share of right answers: only there is the limit of n rows known
 UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
@@ -24,6 +27,7 @@ UNITS: Mapping[str, Callable[[TicketRow], tuple[bool, ...]]] = {
     "neurons": lambda ticket: ticket.neurons,
     "layers": lambda ticket: tuple(map(bool, ticket.mlps)),
 }
+UNIT_NAMES: Mapping[str, str] = {"mlps": "MLPs"}  # part of a table of `tombola.study` → unit, where they differ
 # Scope of tickets whose map has no heads → what its one cell a layer stands for.
 COLUMNS: Mapping[str, str] = {"neurons": "neurons", "layers": "layer"}
 SEED_AND_DRAW = attrgetter("seed", "draw")
@@ -109,12 +113,8 @@ class Comparison:
     good: Group
     random: Group
     difference: Estimate  # good - random within each seed
+    over_rows: Estimate | None  # the same with its interval over rows; None where the metric is no share of right answers
     detectable: float | None  # None: not known for this metric, or out of reach of these rows
-
-    @property
-    def rows_decide(self) -> bool:
-        """Whether a difference counts once the rows can show it; for other metrics the interval over seeds decides."""
-        return self.split.metric in PROPORTIONS
 
     @property
     def paired(self) -> Paired:
@@ -125,18 +125,46 @@ class Comparison:
     @property
     def clear_over_seeds(self) -> bool | None:
         """Whether the interval over seeds leaves out zero; None with one seed."""
-        low, high = self.difference.low, self.difference.high
-        return None if low is None or high is None else low > 0 or high < 0
+        return _clear(self.difference)
+
+    @property
+    def clear_over_rows(self) -> bool | None:
+        """Whether the interval over rows leaves out zero; None where it is not known."""
+        return _clear(self.over_rows)
+
+    @property
+    def leads(self) -> str:
+        """Who scores higher, by however little."""
+        return "good" if (self.difference.value or 0.0) > 0 else "random"
 
     @property
     def ahead(self) -> Literal["good", "random", "neither"] | None:
-        """Who leads: "neither" where the difference is too small to tell, None where nothing can be said."""
-        difference, clear = self.difference.value, self.clear_over_seeds
-        if difference is not None and self.rows_decide:
-            clear = self.detectable is not None and abs(difference) >= self.detectable
-        if difference is None or clear is None:
+        """Who leads by more than chance: "neither" where it is too close to tell, None where nothing can be said.
+
+        By the rule of every conclusion, `decide`: other seeds and other rows would have to show it too.
+        """
+        if self.difference.value is None or self.difference.low is None:
             return None
-        return ("good" if difference > 0 else "random") if clear else "neither"
+        said = decide(self.difference, 0.0, self.over_rows)
+        return "good" if said == "holds" else "random" if said == "fails" else "neither"
+
+
+Outcome = Literal["holds", "fails", "undecided"]
+
+
+def decide(over_seeds: Estimate, mark: float, over_rows: Estimate | None = None) -> Outcome:
+    """Whether a difference passes a mark: where both intervals lie, that over rows where it is known.
+
+    Over seeds alone, a model that is lucky on these rows would pass; over rows alone, one that is lucky in its seeds.
+    """
+    ends = [(one.low, one.high) for one in (over_seeds, over_rows) if one is not None]
+    if all(low is not None and low > mark for low, _ in ends):
+        return "holds"
+    return "fails" if all(high is not None and high < mark for _, high in ends) else "undecided"
+
+
+def _clear(found: Estimate | None) -> bool | None:
+    return None if found is None or found.low is None or found.high is None else found.low > 0 or found.high < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,16 +372,24 @@ def _compare(split: Split, stage: str) -> Comparison | None:
     mean, detectable = good.score.value, None
     if split.metric in PROPORTIONS and mean is not None and 0 <= mean <= 1:
         detectable = smallest_detectable_difference(mean, min(row.n for row in split.rows))
-    return Comparison(split, stage, good, random, good.minus(random), detectable)
+    return Comparison(split, stage, good, random, good.minus(random), difference_on(split, good, random), detectable)
+
+
+def difference_on(split: Split, one: Group, other: Group) -> Estimate | None:
+    """The difference of two groups with its interval over rows; None where the metric is no share of right answers."""
+    a, b = one.score.value, other.score.value
+    if split.metric not in PROPORTIONS or a is None or b is None:
+        return None
+    return difference_over_rows(a, b, min(row.n for row in split.rows))
 
 
 def _position(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Study:
-    """All cases of a page, and what several of them are asked together."""
+    """All cases of a page, and what several of them are asked together: the tables of `tombola.study`, each worked out once."""
 
     results: Results
     cases: tuple[Case, ...]
@@ -366,9 +402,34 @@ class Study:
         """What the page calls the runs whose rows have this `task`."""
         return next((case.title for case in self.cases if case.name == task), task)
 
-    def case_of(self, task: str, variant: str) -> Case | None:
-        """The case of a task's name and the rest of it, as `tombola.study.survival` tells them apart."""
-        return next((case for case in self.cases if case.name == f"{task} {variant}".strip()), None)
+    def case_of(self, found: tables.Case) -> Case | None:
+        """The page's case of a row of these tables; where it is part of several, one that was run as most are."""
+        mine = [case for case in self.cases if case.name in found.names and case.good]
+        return min(mine, key=lambda case: len(case.unusual), default=None)
+
+    def task_of(self, name: str) -> str:
+        """The task of a row as the page's filter knows it; "" of what is no task of it."""
+        plain = tables.bare(name)
+        short = plain.partition(":")[0]
+        return plain if plain in self.tasks else short if short in self.tasks else ""
+
+    @cached_property
+    def stability(self) -> Mapping[tables.Case, Mapping[str, tables.StabilityRow]]:
+        """E9: case → part → how far its seeds agree."""
+        found: dict[tables.Case, dict[str, tables.StabilityRow]] = {}
+        for row in tables.stability_rows(self.results, draws=DRAWS):
+            found.setdefault(row.case, {})[row.part] = row
+        return found
+
+    def stability_of(self, case: Case) -> Mapping[str, tables.StabilityRow]:
+        """Unit, as the page names it → how far the seeds of one case agree."""
+        mine = next((of for found, of in self.stability.items() if case.name in found.names), {})
+        return {UNIT_NAMES.get(part, part): row for part, row in mine.items()}
+
+    @cached_property
+    def overlaps(self) -> Sequence[tables.OverlapRow]:
+        """E13: what two tasks share."""
+        return tables.overlap_rows(self.results, draws=DRAWS)
 
     @property
     def seeds(self) -> tuple[int, ...]:

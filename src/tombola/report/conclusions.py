@@ -1,18 +1,16 @@
 """What is concluded of each task and search, as a table of functions over its case, and how two studies differ in it.
 
 A conclusion is a difference over seeds and a mark it has to pass: it holds where the whole 95 % interval lies above the mark,
-fails where it lies below, and is undecided between; with one seed nothing is decided. Rows are not asked: the page's verdicts
-do that.
+fails where it lies below, and is undecided between; with one seed nothing is decided. Of shares of right answers the interval
+over rows has to say the same. The page's "good or random?" is decided by the same rule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
-from tombola.report.cases import UNITS, Case, Group, Study, per_seed
-from tombola.stats import ALPHA, Estimate, over_seeds, stability
+from tombola.report.cases import PROPORTIONS, Case, Group, Outcome, Study, decide, difference_on, per_seed
+from tombola.stats import ALPHA, Estimate, over_seeds, share_over_rows
 
-Outcome = Literal["holds", "fails", "undecided"]
 MARGIN = 0.1  # of what the dense model scores above the majority line: what "matches" and "as good as" may lose
 
 
@@ -24,6 +22,7 @@ class Finding:
     mark: float
     outcome: Outcome
     by_seed: Mapping[int, float] = field(default_factory=dict)  # behind the estimate, where it is a mean over seeds
+    rows: Estimate | None = None  # the same with its interval over rows, where that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +33,11 @@ class Conclusion:
     of: Callable[[Case, Study], Finding | None]
 
 
-def decide(estimate: Estimate, mark: float) -> Outcome:
-    """Where the interval lies, beside the mark."""
-    if estimate.low is None or estimate.high is None:
-        return "undecided"
-    return "holds" if estimate.low > mark else "fails" if estimate.high < mark else "undecided"
-
-
-def _over(by_seed: Mapping[int, float], mark: float = 0.0) -> Finding | None:
+def _over(by_seed: Mapping[int, float], mark: float = 0.0, rows: Estimate | None = None) -> Finding | None:
     if not by_seed:
         return None
     estimate = over_seeds(list(by_seed.values()))
-    return Finding(estimate, mark, decide(estimate, mark), by_seed)
+    return Finding(estimate, mark, decide(estimate, mark, rows), by_seed, rows)
 
 
 def _group(case: Case, kind: str, stage: str) -> Group | None:
@@ -55,9 +47,15 @@ def _group(case: Case, kind: str, stage: str) -> Group | None:
 def _minus(a: str, b: str, stage: str) -> Callable[[Case, Study], Finding | None]:
     def of(case: Case, study: Study) -> Finding | None:
         one, other = _group(case, a, stage), _group(case, b, "full" if b == "full" else stage)
-        return _over(one.less(other)) if one and other else None
+        return _over(one.less(other), 0.0, _rows(case, one, other)) if one and other else None
 
     return of
+
+
+def _rows(case: Case, one: Group, other: Group) -> Estimate | None:
+    """Over rows, of the seeds that both have."""
+    seeds = one.by_seed.keys() & other.by_seed.keys()
+    return difference_on(case.report, one.within(seeds), other.within(seeds)) if case.report and seeds else None
 
 
 def _margin(case: Case) -> float | None:
@@ -72,7 +70,7 @@ def _matches(kind: str, other: str) -> Callable[[Case, Study], Finding | None]:
     def of(case: Case, study: Study) -> Finding | None:
         one, against = _group(case, kind, "retrained"), _group(case, other, "full" if other == "full" else "retrained")
         margin = _margin(case)
-        return _over(one.less(against), -margin) if one and against and margin is not None else None
+        return _over(one.less(against), -margin, _rows(case, one, against)) if one and against and margin is not None else None
 
     return of
 
@@ -82,14 +80,20 @@ def _beats_majority(case: Case, study: Study) -> Finding | None:
     if bad is None:
         return None
     majority = per_seed((row.seed, row.majority) for row in bad.rows)
-    return _over({seed: value - majority[seed] for seed, value in bad.by_seed.items()})
+    less, split = {seed: value - majority[seed] for seed, value in bad.by_seed.items()}, case.report
+    share, line, rows = bad.score.value, sum(majority.values()) / len(majority), None
+    if split and split.metric in PROPORTIONS and share is not None:  # the line is no model: it does not vary with rows
+        rows = share_over_rows(share, min(row.n for row in bad.rows))
+        rows = replace(rows, value=share - line, low=(rows.low or 0.0) - line, high=(rows.high or 0.0) - line)
+    return _over(less, 0.0, rows)
 
 
 def _seeds_agree(unit: str) -> Callable[[Case, Study], Finding | None]:
     def of(case: Case, study: Study) -> Finding | None:
-        if unit not in case.units or len(case.good) < 2 or len(case.shapes) > 1:
+        row = study.stability_of(case).get(unit)
+        if row is None:
             return None
-        found = stability([UNITS[unit](ticket) for ticket in case.good], draws=1_999)
+        found = row.found
         if found.kappa.value is None or found.p_at_least is None:
             return None
         beyond = found.p_at_least < ALPHA

@@ -42,10 +42,10 @@ def _counted(cases: Sequence[Case], *, brief: bool = False) -> str:
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
     outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
-        "good": "good tickets are ahead of random ones by more than chance in rows or seeds explains",
-        "random": "random tickets are ahead of good ones by more than chance in rows or seeds explains",
+        "good": "good tickets are ahead of random ones by more than chance in rows and seeds explains",
+        "random": "random tickets are ahead of good ones by more than chance in rows and seeds explains",
         "neither": "the difference between good and random tickets is smaller than rows or seeds can show",
-        None: "good and random tickets cannot be compared",
+        None: "good and random tickets cannot be told apart, with one seed or none in common",
     }
     said = [f"In {outcomes[ahead]} of {count(len(compared), 'task')} {text}." for ahead, text in words.items() if outcomes[ahead]]
     if len(compared) <= 3 and not brief:  # more are better read in the table
@@ -114,18 +114,17 @@ def _sentence(it: Comparison) -> str:
     seeds = f"95 % interval over seeds {interval(it.difference)}"
     if (paired := it.paired).p is not None and paired.can_reach:
         seeds += f", sign-flip p {probability(paired.p)}"
-    if it.rows_decide and it.detectable is None:
-        outcome = f"says nothing, as {rows} can show no difference at all"
-    elif it.rows_decide and it.ahead == "neither":
-        outcome = f"is smaller than the {number(it.detectable)} that {rows} can show"
-    elif it.rows_decide:
+    if it.over_rows is not None:
+        over = f"95 % interval over {rows} {interval(it.over_rows)}"
+        power = "" if it.detectable is None else f"; they can show {number(it.detectable)} or more"
         holds = {
-            True: f"and over seeds ({seeds})",
+            True: f"and over seeds ({seeds}): {it.leads} is ahead",
             False: f"but another seed might turn it ({seeds})",
-            None: "in the one seed",
+            None: f"in the one seed, where {it.leads} is ahead",
         }
-        larger = f"is larger than the {number(it.detectable)} that {rows} can show"
-        outcome = f"{larger}: {it.ahead} is ahead on these rows, {holds[it.clear_over_seeds]}"
+        outcome = f"is not zero over rows ({over}), {holds[it.clear_over_seeds]}"
+        if not it.clear_over_rows:
+            outcome = f"may as well be zero on other rows ({over}{power})"
     elif it.ahead is None:
         outcome = "comes from one seed, and what these rows can show is not known for this metric"
     elif it.ahead == "neither":
@@ -146,12 +145,10 @@ def _score_warnings(case: Case) -> Iterator[str]:
         yield from _split_warnings(split)
     for it in case.comparisons:
         if it.ahead == "neither":
-            rows = f"{rows_of(it.split)} {it.split.name} rows"
-            limit = f"smaller than the {number(it.detectable)} that {rows} can show"
-            if not it.rows_decide:
-                limit = f"zero lies in its 95 % interval over seeds, {interval(it.difference)}"
-            elif it.detectable is None:
-                limit = f"{rows} can show no difference at all"
+            limit = f"zero lies in its 95 % interval over seeds, {interval(it.difference)}"
+            if it.over_rows is not None and not it.clear_over_rows:
+                rows = f"{rows_of(it.split)} {it.split.name} rows"
+                limit = f"zero lies in its 95 % interval over {rows}, {interval(it.over_rows)}"
             difference = number(it.difference.value, sign=True)
             yield f"{it.stage.capitalize()}, good minus random is {difference} ({sample(it.random.rows)}): {limit}."
     scores = case.scores

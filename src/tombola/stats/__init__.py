@@ -17,7 +17,20 @@ A leaf: it knows no models, no tickets, no files.
 """
 
 from tombola.stats.crossed import Split, split_variance
-from tombola.stats.estimate import ALPHA, DRAWS, LEVEL, POWER, Band, Estimate, band, metric_over_rows, over_rows, over_seeds
+from tombola.stats.estimate import (
+    ALPHA,
+    DRAWS,
+    LEVEL,
+    POWER,
+    Band,
+    Estimate,
+    band,
+    difference_over_rows,
+    metric_over_rows,
+    over_rows,
+    over_seeds,
+    share_over_rows,
+)
 from tombola.stats.mantel import Mantel, mantel
 from tombola.stats.masks import (
     CochranQ,
@@ -94,6 +107,7 @@ __all__ = [
     "compare_orders",
     "correct",
     "dark_counts",
+    "difference_over_rows",
     "fleiss_kappa",
     "highest_matching",
     "kappa_of_votes",
@@ -112,6 +126,7 @@ __all__ = [
     "paired_over_rows",
     "paired_over_seeds",
     "rank_biased_overlap",
+    "share_over_rows",
     "smallest_detectable_difference",
     "smallest_difference_over_seeds",
     "smallest_paired_difference",

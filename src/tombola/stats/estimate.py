@@ -75,12 +75,33 @@ def over_rows(correct: int, n: int) -> Estimate:
     Raises: DataError if `correct` is no count out of `n`.
     """
     require_count("right answers", correct, n)
-    if n == 0:
-        return Estimate(None, None, None, None, 1, "no rows")
+    return share_over_rows(correct / n, n) if n else undefined("no rows", 1)
+
+
+def share_over_rows(share: float, n: int) -> Estimate:
+    """A share of right answers among n rows, which may be a mean over seeds, with its 95 % Wilson interval over rows."""
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(correct, n, alpha=1 - LEVEL, method="wilson")
-    return Estimate(correct / n, float(low), float(high), None, 1, f"Wilson interval over {n} rows of one seed")
+    low, high = proportion_confint(share * n, n, alpha=1 - LEVEL, method="wilson")
+    return Estimate(share, float(low), float(high), None, 1, f"Wilson interval over {n} rows")
+
+
+def difference_over_rows(a: float, b: float, n: int) -> Estimate:
+    """a − b, two shares of right answers in [0, 1] on n rows, with its 95 % interval over rows (Newcombe 1998, method 10).
+
+    The two sets of answers are taken as independent: wider than need be where both models are right on the same rows. Shares
+    may be means over seeds; their rows are the same, so that seeds make the interval no narrower.
+    Raises: DataError for shares outside [0, 1].
+    """
+    if not (0 <= a <= 1 and 0 <= b <= 1):
+        raise DataError("no interval can be given", got=f"shares {a} and {b}", expected="shares of right answers in [0, 1]")
+    if n < 1:
+        return undefined("no rows", 1)
+    first, second = share_over_rows(a, n), share_over_rows(b, n)
+    assert first.low is not None and first.high is not None and second.low is not None and second.high is not None
+    low = a - b - math.hypot(a - first.low, second.high - b)
+    high = a - b + math.hypot(first.high - a, b - second.low)
+    return Estimate(a - b, low, high, None, 1, f"interval over {n} rows, answers taken as independent")
 
 
 def metric_over_rows(

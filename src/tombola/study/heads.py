@@ -1,29 +1,21 @@
 """What heads and MLPs are like: patterns of attention, importance, weight magnitudes, and what masked models answer.
 
-The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases. E10 alone reads a
-store, where importances and masks of every step lie.
+The tables of E10, E11, E12 and X13, as pure functions of `Results`; see `tombola.study.survival` for cases.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tombola import stats
 from tombola.attention.known import CLASSES
-from tombola.scores import normalise
 from tombola.stats import Estimate
 from tombola.study.beside_rows import AttentionRow
 from tombola.study.results import Results, ScoreRow, TicketRow
-from tombola.study.survival import PARTS, Case, bare, cases, is_whole, mask_of
-
-if TYPE_CHECKING:
-    from tombola.store import Store
+from tombola.study.survival import PARTS, Case, alike, bare, cases, is_whole, mask_of
 
 HETEROGENEOUS = "other"  # the class of maps that may mean something: none of the plain patterns
 ALL, SUPER = "all heads", "super-survivors"
@@ -166,11 +158,12 @@ SURVIVOR_CORRELATION = {"paper": "pooled", "released": "pooled", "corrected": "c
 def survivor_rows(results: Results, search: str = "s-prune") -> list[SurvivorRow]:
     """E12, of each task and of all tasks pooled, a head of each task being a cluster of its own."""
     survivors, rows = super_survivors(results, search), []
-    pooled: dict[tuple[Maps, tuple[str, ...]], list[tuple[Case, list[AttentionRow]]]] = {}
+    group_of = {case: i for i, group in enumerate(alike(survivors, results.variants)) for case in group}
+    pooled: dict[tuple[Maps, int], list[tuple[Case, list[AttentionRow]]]] = {}
     for maps, of in _by_maps(results.attention).items():
         for case in (one for one in survivors if maps.has(one)):
             rows.append(_correlation(maps, case, [(case, of)], survivors))
-            pooled.setdefault((replace(maps, task="all"), case.kin), []).append((case, of))
+            pooled.setdefault((replace(maps, task="all"), group_of[case]), []).append((case, of))
     rows += [_correlation(maps, None, of, survivors) for (maps, _), of in pooled.items() if len(of) > 1]
     return rows
 
@@ -212,57 +205,38 @@ BINS = 24
 
 @dataclass(frozen=True, slots=True)
 class HistogramRow:
-    """E10: the importance of what is still there before one step of a search, and where the step cuts."""
+    """E10: the importance of what one trial of a search left, and where the next trial cut."""
 
     case: Case
     seed: int
     part: str
-    step: int  # of the trial that cuts, as in TicketRow.path
-    phase: str
-    edges: tuple[float, ...]  # BINS + 1; importance as parts compete by it: of heads over the norm of their layer
+    step: int  # of the trial that left these parts, as in TicketRow.path; 0 is the dense model
+    edges: tuple[float, ...]  # BINS + 1, from 0 to the largest of all seeds and steps; as parts compete: of heads within layers
     counts: tuple[int, ...]  # parts still there, by bin
-    removed: int
-    cut: float  # between the most important part removed and the least important one kept; all are removed: the former
-    passed: bool
+    phase: str  # of the next trial; "" of the last one
+    removed: int  # by the next trial
+    cut: float | None  # between the most important part removed and the least important one kept; None where there is none
+    passed: bool | None  # whether the next trial held the floor
 
 
-def histogram_rows(store: "Store", results: Results, search: str = "s-prune") -> list[HistogramRow]:
-    """E10, of every step of the good tickets of a search that removes heads or MLPs."""
-    from safetensors.torch import load_file
-
-    from tombola.ticket import Ticket
-
+def histogram_rows(results: Results) -> list[HistogramRow]:
+    """E10, of every passed trial of the good tickets of searches that remove heads or MLPs."""
     rows = []
-    own = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
-    for case, of in own.items():
-        for _, one in sorted(of.items()):
-            folder = store.load(one.cell)
-            if folder is None or not (folder / "steps.safetensors").is_file():
-                continue
-            steps, said = load_file(folder / "steps.safetensors"), Ticket.from_pretrained(folder / "ticket").settings["search"]
-            every = said["importance_norm_members"] == "all_heads"
-            for part in PARTS:
-                rows += _histograms(case, one, part, steps[f"{part.removesuffix('s')}_importance"], steps[part].bool(), every)
-    return rows
-
-
-def _histograms(
-    case: Case, ticket: TicketRow, part: str, importance: Tensor, kept: Tensor, over_all_heads: bool
-) -> list[HistogramRow]:
-    rows, base = [], 0
-    for step in range(1, len(ticket.path)):
-        before, after = kept[base], kept[step]
-        if bool((before & ~after).any()):
-            scores = importance[base]
-            if part == "heads":
-                scores = normalise(scores, torch.ones_like(before) if over_all_heads else before)
-            alive, gone, left = (scores[where].double().numpy() for where in (before, before & ~after, after))
-            counts, edges = np.histogram(alive, BINS)
-            cut = (gone.max() + left.min()) / 2 if len(left) else gone.max()
-            trial = ticket.path[step]
-            said = (tuple(edges.tolist()), tuple(counts.tolist()), len(gone), float(cut), trial.passed)
-            rows.append(HistogramRow(case, ticket.seed, part, step, trial.phase, *said))
-        base = step if ticket.path[step].passed else base
+    for case, of in cases(results.tickets).items():
+        stored = {seed: one for seed, one in sorted(of.items()) if one.steps and case.family == "as found"}
+        for part in PARTS:
+            top = max([0.0, *(value for one in stored.values() for step in one.steps for value in getattr(step, part))])
+            for seed, one in stored.items():
+                for step in one.steps:
+                    values = getattr(step, part)
+                    counts, edges = np.histogram(values, BINS, (0.0, top or 1.0))
+                    at = next(i for i, trial in enumerate(one.path) if trial.step == step.step)
+                    after = one.path[at + 1] if at + 1 < len(one.path) else None
+                    removed = 0 if after is None else len(values) - after.kept.get(part, len(values))
+                    cut = step.head_cut if part == "heads" else step.mlp_cut
+                    phase, passed = ("", None) if after is None else (after.phase, after.passed)
+                    said = (tuple(edges.tolist()), tuple(counts.tolist()), phase, removed, cut, passed)
+                    rows.append(HistogramRow(case, seed, part, step.step, *said))
     return rows
 
 
@@ -297,7 +271,7 @@ def order_rows(
     found = {case: of for case, of in cases(results.tickets).items() if (case.search, case.family) == (search, "as found")}
     wanted = [(case, a, case, b) for case, of in found.items() for a, b in combinations(sorted(of), 2)]
     for one, other in combinations(found, 2):
-        if one.kin == other.kin:
+        if one.is_like(other, results.variants):
             wanted += [(one, seed, other, seed) for seed in sorted(found[one].keys() & found[other].keys())]
     rows = []
     for case_a, seed_a, case_b, seed_b in wanted:

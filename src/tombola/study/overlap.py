@@ -4,12 +4,12 @@ A table each, as in `tombola.study.survival`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import UInt8
 
 from tombola import stats
 from tombola.errors import DataError
@@ -19,6 +19,16 @@ from tombola.study.survival import PARTS, Case, bare, cases, is_whole, mask_of, 
 
 if TYPE_CHECKING:
     from tombola.store import Store
+
+
+def with_shared(store: "Store", results: Results) -> Results:
+    """The results with the tables of this file beside them, which only a store can give: what a page draws."""
+    return replace(
+        results,
+        shared_values=tuple(values_rows(store, results)),
+        shared_errors=tuple(errors_rows(store, results)),
+        transfers=tuple(transfer_rows(store, results)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class ValuesRow:
     ratio: float | None
     ratio_by_matrix: float | None
     kappa: float | None = None  # Fleiss, of seeds of one task
+    case: Case | None = None  # of `task`
 
 
 def values_rows(store: "Store", results: Results) -> list[ValuesRow]:
@@ -52,39 +63,65 @@ def values_rows(store: "Store", results: Results) -> list[ValuesRow]:
     found = {case: of for case, of in cases(results.tickets).items() if all(one.values is not None for one in of.values())}
     found = {case: of for case, of in found.items() if case.family == "as found"}
 
-    def masks_of(one: TicketRow) -> dict[str, Bool[np.ndarray, " value"]]:
-        folder = store.load(one.cell)
-        if folder is None:
-            raise DataError(f"the ticket {one.cell} is not in this store", next="give the store that the results were read from")
-        values = Ticket.from_pretrained(folder / "ticket").mask.values
-        return {name: part.numpy().reshape(-1) for name, part in values.items()}
+    masks: dict[str, dict[str, Bits]] = {}  # of each ticket; each is read once
+
+    def masks_of(one: TicketRow) -> dict[str, Bits]:
+        if one.cell not in masks:
+            folder = store.load(one.cell)
+            if folder is None:
+                next_step = "give the store that the results were read from"
+                raise DataError(f"the ticket {one.cell} is not in this store", next=next_step)
+            values = Ticket.from_pretrained(folder / "ticket").mask.values
+            flat = {name: part.numpy().reshape(-1) for name, part in values.items()}
+            masks[one.cell] = {name: Bits(len(part), np.packbits(part)) for name, part in flat.items()}
+        return masks[one.cell]
 
     rows = []
     for case, of in found.items():
-        masks = [masks_of(of[seed]) for seed in sorted(of)]
-        if len(masks) > 1:
+        own = [masks_of(of[seed]) for seed in sorted(of)]
+        if len(own) > 1:
             votes = {
-                name: np.bincount(np.sum([one[name] for one in masks], axis=0, dtype=np.int8), minlength=len(masks) + 1)
-                for name in _common(masks)
+                name: np.bincount(
+                    np.sum([np.unpackbits(one[name].bits, count=one[name].n) for one in own], axis=0, dtype=np.int8),
+                    minlength=len(own) + 1,
+                )
+                for name in _common(own)
             }
             votes["all"] = np.sum(list(votes.values()), axis=0)
             kappas = {name: stats.kappa_of_votes(counts) for name, counts in votes.items()}
-            rows += _values(case, case.task, list(combinations(masks, 2)), kappas)
+            rows += _values(case, case.task, list(combinations(own, 2)), kappas)
     for (a, of_a), (b, of_b) in combinations(found.items(), 2):
         seeds = sorted(of_a.keys() & of_b.keys())
-        if a.kin == b.kin and seeds:
+        if seeds and a.is_like(b, results.variants):
             rows += _values(a, b.task, [(masks_of(of_a[s]), masks_of(of_b[s])) for s in seeds], {})
     return rows
 
 
-def _common(masks: Sequence[Mapping[str, Any]]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """A mask of n values, eight to a byte: those of a whole study fit into memory."""
+
+    n: int
+    bits: UInt8[np.ndarray, " byte"]
+
+    @property
+    def kept(self) -> int:
+        return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
+
+    def shared(self, other: "Bits") -> int:
+        return int(np.bitwise_count(self.bits & other.bits).sum(dtype=np.int64))
+
+
+def _common(masks: Sequence[Mapping[str, Bits]]) -> list[str]:
     return [name for name in masks[0] if all(name in one for one in masks)]
 
 
-def _values(case: Case, other: str, pairs: Sequence[tuple[Any, Any]], kappas: Mapping[str, float | None]) -> list[ValuesRow]:
+def _values(
+    case: Case, other: str, pairs: Sequence[tuple[Mapping[str, Bits], Mapping[str, Bits]]], kappas: Mapping[str, float | None]
+) -> list[ValuesRow]:
     names = _common([one for pair in pairs for one in pair])
     # [pair, parameter]: values, kept by a, kept by b, kept by both
-    counts = np.array([[(len(a[x]), a[x].sum(), b[x].sum(), (a[x] & b[x]).sum()) for x in names] for a, b in pairs], dtype=float)
+    counts = np.array([[(a[x].n, a[x].kept, b[x].kept, a[x].shared(b[x])) for x in names] for a, b in pairs], dtype=float)
 
     def row(name: str, at: Any) -> ValuesRow:
         by = counts[:, at]  # [pair, parameter, 4]
@@ -96,7 +133,7 @@ def _values(case: Case, other: str, pairs: Sequence[tuple[Any, Any]], kappas: Ma
         kept = float(((a + b) / (2 * n)).mean())
         said = (case.model, case.search, case.task, other, name, int(n[0]), len(pairs), kept, jaccard)
         ratios = shared / expected if expected else None, shared / within if within else None
-        return ValuesRow(*said, shared, expected, within, *ratios, kappas.get(name))
+        return ValuesRow(*said, shared, expected, within, *ratios, kappas.get(name), case)
 
     return [row("all", slice(None)), *(row(name, slice(i, i + 1)) for i, name in enumerate(names))]
 

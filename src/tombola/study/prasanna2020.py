@@ -55,6 +55,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "E12": ("tombola.study.heads:survivor_rows",),
     "E13": ("tombola.study.survival:overlap_rows",),
     "E14": ("tombola.study.survival:tasks_survived_rows", "tombola.study.survival:survival_rows"),
+    "X10": ("tombola.study.survival:joint_rows",),  # beside the experiment joined
     "X13": (
         *("tombola.study.heads:order_rows", "tombola.study.heads:magnitude_rows", "tombola.study.heads:answers_rows"),
         "tombola.study.heads:pattern_rows",  # entropy among its means

@@ -152,6 +152,10 @@ class Results:
     landscape: tuple[LandscapeRow, ...] = ()
     frontiers: tuple[Frontier, ...] = ()
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
+    # Tables of `tombola.study.overlap`, where `with_shared` made them: it reads masks and predictions again
+    shared_values: tuple[Any, ...] = ()
+    shared_errors: tuple[Any, ...] = ()
+    transfers: tuple[Any, ...] = ()
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:

@@ -5,9 +5,8 @@ have not. What needs single values or predictions stands in `tombola.study.overl
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,11 @@ from tombola import stats
 from tombola.errors import DataError
 from tombola.stats import Estimate
 from tombola.study.beside_rows import CrossedMask
-from tombola.study.results import Results, ScoreRow, TicketRow
+from tombola.study.results import Results, ScoreRow, TicketRow, Variant
 from tombola.tasks import TASKS
 
 PARTS = ("heads", "mlps")
+OTHER_PARTS = ("neurons", "layers")  # scopes of tickets that have these parts and no others
 FACTORS = ("head", "data", "dropout")
 
 
@@ -32,11 +32,22 @@ class Case:
     preset: str
     task: str  # without its variant
     variant: str = ""  # what tells its settings from others of the same task; "" where there are no others
+    names: tuple[str, ...] = field(default=(), compare=False)  # `task` of its rows: of each variant it is a part of
 
-    @property
-    def kin(self) -> tuple[str, str, str, str, str]:
-        """What the case has in common with the same search on other tasks."""
-        return self.model, self.search, self.family, self.preset, self.variant
+    def is_like(self, other: "Case", variants: Mapping[str, Variant]) -> bool:
+        """Whether the other is the same search, run alike, maybe on another task; `variants` as of Results.
+
+        What sets a task's own variants apart must be the same in both; what every run of a task has, as its rows, may differ.
+        """
+        same = [(one.model, one.search, one.family, one.preset) for one in (self, other)]
+        if same[0] != same[1]:
+            return False
+        known = [variants[one.names[0]] for one in (self, other) if one.names and one.names[0] in variants]
+        if len(known) < 2:
+            return self.variant == other.variant
+        both = known[0].settings.keys() & known[1].settings.keys()
+        telling = (known[0].differing.keys() | known[1].differing.keys()) & both - {"mask", "mask_of"}  # family, and the task
+        return all(str(known[0].settings[name]) == str(known[1].settings[name]) for name in telling)
 
 
 def bare(task: str) -> str:
@@ -51,12 +62,21 @@ def metric_of(task: str) -> str | None:
 
 
 def cases(tickets: Iterable[TicketRow], kind: str = "good") -> dict[Case, dict[int, TicketRow]]:
-    """Case → seed → ticket, of one kind (its first draw)."""
+    """Case → seed → ticket, of one kind (its first draw). Variants of the same tickets, that differ in what follows, are one."""
     found: dict[Case, dict[int, TicketRow]] = {}
     for one in tickets:
         if one.kind == kind and one.draw == 0 and one.search:
             variant = one.task.removeprefix(bare(one.task)).strip()
-            found.setdefault(Case(one.model, one.search, one.family, one.preset, bare(one.task), variant), {})[one.seed] = one
+            case = Case(one.model, one.search, one.family, one.preset, bare(one.task), variant, (one.task,))
+            found.setdefault(case, {})[one.seed] = one
+    found = {case: of for case, of in found.items() if len({_size(one) for one in of.values()}) == 1}  # one name, one model
+    known: dict[tuple[Case, tuple[str, ...]], Case] = {}
+    for case, of in sorted(found.items()):
+        same = (replace(case, variant=""), tuple(sorted(one.cell for one in of.values())))
+        first = known.setdefault(same, case)
+        if first is not case:
+            known[same] = replace(first, names=(*first.names, *case.names))
+    found = {case: found[case] for case in known.values()}
     # A variant says how a task's settings differ, most often only by the search, which a case has already.
     alone = {replace(case, variant="") for case in found}
     if len(alone) == len(found):
@@ -69,14 +89,19 @@ def is_whole(ticket: TicketRow) -> bool:
     return ticket.values is None and not ticket.neurons
 
 
+def parts_of(ticket: TicketRow) -> tuple[str, ...]:
+    """What it keeps or removes whole: heads and MLPs, or neurons, or layers; nothing where single values are its units."""
+    return () if ticket.values is not None else (ticket.scope,) if ticket.scope in OTHER_PARTS else PARTS
+
+
 def flat(ticket: TicketRow | CrossedMask, part: str) -> list[float]:
-    """What it keeps of each head or MLP, layer by layer: 1 or 0, or a share."""
+    """What it keeps of each head or MLP (or layer), layer by layer: 1 or 0, or a share."""
     return [kept for layer in ticket.heads for kept in layer] if part == "heads" else list(ticket.mlps)
 
 
 def mask_of(ticket: TicketRow, part: str) -> list[bool]:
-    """The heads or MLPs of which it keeps anything."""
-    return [kept > 0 for kept in flat(ticket, part)]
+    """The parts of which it keeps anything, layer by layer."""
+    return list(ticket.neurons) if part == "neurons" else [kept > 0 for kept in flat(ticket, part)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
@@ -87,23 +112,27 @@ class StabilityRow:
     """E9: the masks of several seeds of one case."""
 
     case: Case
-    part: str  # "heads" | "mlps"
+    part: str  # of `parts_of`
     seeds: tuple[int, ...]
     found: stats.Stability
     pairs: Mapping[tuple[int, int], stats.CochranQ]  # of two seeds each
 
 
-def stability_rows(results: Results) -> list[StabilityRow]:
-    """E9: kappa, alpha, Jaccard, Cochran's Q (all seeds, and every pair), undecided share; for masks of whole parts."""
+def stability_rows(results: Results, *, draws: int = stats.DRAWS) -> list[StabilityRow]:
+    """E9: kappa, alpha, Jaccard, Cochran's Q (all seeds, and every pair), undecided share; for masks of whole parts.
+
+    draws: of each permutation test.
+    """
     rows = []
     for case, of in cases(results.tickets).items():
         seeds = tuple(sorted(of))
-        if len(seeds) < 2 or case.family != "as found" or not all(is_whole(one) for one in of.values()):
+        units = {parts_of(one) for one in of.values()}
+        if len(seeds) < 2 or case.family != "as found" or len(units) > 1:
             continue
-        for part in PARTS:
+        for part in units.pop():
             masks = [mask_of(of[seed], part) for seed in seeds]
             pairs = {(seeds[i], seeds[j]): one for (i, j), one in stats.cochran_pairs(masks).items()}
-            rows.append(StabilityRow(case, part, seeds, stats.stability(masks), pairs))
+            rows.append(StabilityRow(case, part, seeds, stats.stability(masks, draws=draws), pairs))
     return rows
 
 
@@ -155,7 +184,7 @@ class OverlapRow:
 def overlap_rows(results: Results, *, draws: int = stats.DRAWS) -> list[OverlapRow]:
     """E13, for every search and family of whole parts: joint, separate, super-survivors. `draws` of each test."""
     rows = []
-    for kin in _kin(cases(results.tickets)).values():
+    for kin in _kin(results):
         for part in PARTS:
             pairs = []
             for a, b in [*((one, one) for one in kin), *combinations(kin, 2)]:
@@ -188,12 +217,14 @@ class TasksSurvivedRow:
     seeds: tuple[int, ...]  # that all of these tasks have
     mean: tuple[float, ...]  # over seeds, of each part layer by layer
     std: tuple[float, ...] | None
+    by_seed: Mapping[int, tuple[int, ...]]  # seed → of how many tasks each part is kept
+    cases: tuple[Case, ...]  # one a task
 
 
 def tasks_survived_rows(results: Results) -> list[TasksSurvivedRow]:
     """E14, of searches with two tasks or more at common seeds."""
     rows = []
-    for kin in _kin(cases(results.tickets)).values():
+    for kin in _kin(results):
         seeds = tuple(sorted(set.intersection(*(set(of) for of in kin.values()))))
         if len(kin) < 2 or not seeds:
             continue
@@ -202,17 +233,38 @@ def tasks_survived_rows(results: Results) -> list[TasksSurvivedRow]:
             counts = np.array([np.sum([mask_of(of[seed], part) for of in kin.values()], axis=0) for seed in seeds])
             std = tuple(counts.std(0, ddof=1).tolist()) if len(seeds) > 1 else None
             names, said = tuple(one.task for one in kin), (case.model, case.search, case.family, case.preset)
-            rows.append(TasksSurvivedRow(*said, part, names, seeds, tuple(counts.mean(0).tolist()), std))
+            by_seed = {seed: tuple(of.tolist()) for seed, of in zip(seeds, counts, strict=True)}
+            rows.append(TasksSurvivedRow(*said, part, names, seeds, tuple(counts.mean(0).tolist()), std, by_seed, tuple(kin)))
     return rows
 
 
-def _kin(found: Mapping[Case, dict[int, TicketRow]]) -> dict[Any, dict[Case, dict[int, TicketRow]]]:
-    """Cases of one search on several tasks, whole parts only."""
-    kin: dict[Any, dict[Case, dict[int, TicketRow]]] = {}
-    for case, of in found.items():
-        if all(is_whole(one) for one in of.values()):
-            kin.setdefault(case.kin, {})[case] = of
-    return kin
+def _kin(results: Results) -> list[dict[Case, dict[int, TicketRow]]]:
+    """Cases of one search, run alike on several tasks; whole parts of one number of layers and heads only."""
+    found = {case: of for case, of in cases(results.tickets).items() if all(is_whole(one) for one in of.values())}
+    sizes = {case: _size(next(iter(of.values()))) for case, of in found.items()}
+    return [
+        {case: found[case] for case in group if sizes[case] == size}
+        for group in alike(found, results.variants)
+        for size in [sizes[group[0]]]
+    ]
+
+
+def _size(ticket: TicketRow) -> tuple[int, int]:
+    """Heads and MLPs of its model."""
+    return sum(map(len, ticket.heads)), len(ticket.mlps)
+
+
+def alike(found: Iterable[Case], variants: Mapping[str, Variant]) -> list[list[Case]]:
+    """The cases in groups of one search run alike, each task once in a group."""
+    groups: list[list[Case]] = []
+    for case in found:
+        fit = (group for group in groups if all(one.task != case.task and one.is_like(case, variants) for one in group))
+        group = next(fit, None)
+        if group is None:
+            groups.append([case])
+        else:
+            group.append(case)
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------------ joint, separate

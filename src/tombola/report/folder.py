@@ -1,0 +1,70 @@
+"""Results as a folder to publish: the page, its tables and figures as files, and a README of what, how, on what and how long."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tombola.errors import StoreError
+from tombola.report.build import build_page, facts_of, overview_tables
+from tombola.report.cases import study_of
+from tombola.report.export import markdown, write_whole
+from tombola.report.layout import Table
+from tombola.report.words import verdict
+from tombola.study.results import Results
+
+PAGE, TABLES, FIGURES, README = "page.html", "tables", "figures", "README.md"
+
+
+def write_results(results: Results, folder: Path, *, title: str, ran: Sequence[str] = (), hardware: str = "") -> Path:
+    """The README it wrote, last of all, with page.html, tables/ and figures/ beside it. Names no path of this machine.
+
+    ran: what computed the cells, where no study did; hardware: in words, of what cells do not say themselves.
+    Raises: StoreError if `folder` is a file.
+    """
+    if folder.is_file():
+        raise StoreError("results are many files", got=f"the file {folder}", expected="a folder, or none yet")
+    made_from = dict(results.provenance)
+    if "store" in made_from:
+        made_from["store"] = Path(str(made_from["store"])).name
+    results = replace(results, provenance=made_from)
+    build_page(results, folder / PAGE, tables=folder / TABLES, figures=folder / FIGURES)
+    study = study_of(results)
+    overview = "\n".join(f"**{table.caption}**\n\n{markdown(table)}\n{table.note}\n" for table in overview_tables(study))
+    commands = (
+        "\n".join([results.command, *ran] if results.command else ran) or "(computed by commands that were not written down)"
+    )
+    machine = [f"Hardware: {hardware}.", ""] if hardware else []
+    text = [
+        f"# {title}",
+        "",
+        f"{facts_of(study)}.",
+        "",
+        verdict(study.cases),
+        "",
+        f"[The page]({PAGE}) has all of it and needs no network: open it in a browser. Its tables stand in `{TABLES}` as "
+        f"Markdown, LaTeX and CSV, its figures in `{FIGURES}` as SVG.",
+        "",
+        "## What was found",
+        "",
+        overview,
+        "## Before a number is quoted",
+        "",
+        *(f"- {said}" for said in results.warnings),
+        "" if results.warnings else "The cells have no warnings.",
+        "## Commands",
+        "",
+        f"```\n{commands}\n```",
+        "",
+        "## Hardware and hours",
+        "",
+        *machine,
+        _table("Made from", made_from),
+        "## Settings",
+        "",
+        _table("Settings", results.settings),
+    ]
+    return write_whole(folder / README, "\n".join(text).rstrip("\n") + "\n")
+
+
+def _table(caption: str, values: Mapping[str, object]) -> str:
+    return markdown(Table(caption, ("Name", "Value"), tuple((str(name), str(value)) for name, value in values.items())))
