@@ -21,10 +21,11 @@ from tombola.scores import CRITERIA, Given
 from tombola.search.controls import ControlSettings, control
 from tombola.study import chen2020
 from tombola.study.cells import Cell, Lab, read_json, read_rows
-from tombola.study.chen2020 import FIGURE_2, TABLE_2, TABLE_3_RECALLED, TARGETS, Transferred
+from tombola.study.chen2020 import Transferred
 from tombola.study.experiments import EXPERIMENTS
 from tombola.study.jobs import open_lab
 from tombola.study.plan import Study, plan_study, read_study
+from tombola.study.reference.chen2020 import FIGURE_2, TABLE_2, TABLE_3_RECALLED, TARGETS
 from tombola.study.results import collect
 from tombola.study.steps.shared import ticket_of
 from tombola.study.verdicts import barriers, cost_to, existence, overlaps, run_until_lost, score_of, transfer_matrices

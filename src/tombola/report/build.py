@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
+from tombola.report import about_beside, about_chains, about_masks, about_removal, about_study, about_transfer, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -47,6 +47,12 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
+    ("chains", "Chains of train, prune, rewind", (
+        about_chains.chain_parts, about_chains.beside_parts, about_chains.rewinding_parts, about_chains.connectivity_parts,
+    )),
+    ("transfer", "Tickets on other tasks", (
+        about_transfer.transfer_parts, about_transfer.start_parts, about_transfer.size_parts, about_transfer.share_parts,
+    )),
     ("settings-compared", "What settings change", (about_variants.setting_parts,)),
     ("reference", "Beside published numbers", (about_beside.reference_parts,)),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
+from tombola.study.chain_rows import ChainRows, chain_rows
 from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.tasks import bare_name
@@ -150,6 +151,7 @@ class Results:
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
+    chains: ChainRows = field(default_factory=ChainRows)  # levels of chains of rounds, and what was made of their masks
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
@@ -221,6 +223,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     if spent.cells:
         provenance["cost"], provenance["energy"] = spent.lines()
     further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
+    places = {entry.key: entry.folder for entry in entries}
+    further["chains"] = chain_rows({key: cells[key] for key in places}, lambda cell: places.get(cell.key), short)
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),
