@@ -258,13 +258,7 @@ def size_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             rows_of[case.name] = rows_of[case.task] = int(n)
     found: dict[tuple[float, str], list[float]] = {}
     for row in study.results.chains.trained:
-        if (
-            row.mask == "ticket"
-            and row.start == "base"
-            and row.source != row.task
-            and row.mask_seed == row.seed
-            and source_of(row)
-        ):
+        if _is_transferred(row):
             found.setdefault((row.sparsity, row.source), []).append(row.value - row.dense)
     if len({source for _, source in found}) < 2:
         return ()
