@@ -72,6 +72,10 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
     "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),
     "cut_count": ("exact", "rounded_per_call", "exact"),
+    "pruned_weight_decay": ("none", "kept_values", "none"),
+    "squad_epochs": (2, 4, 2),
+    "mlm_finetune_steps": ("16x10000", "8x20000", "16x10000"),
+    "std_kind": ("any", "none", "sample"),
     # of Liu et al. 2022
     "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
     "sparsity_refresh_steps": (1000, "any", 1),

@@ -6,7 +6,7 @@ every mask here is; the paper chooses on the rows it reports.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tombola import stats
 from tombola.errors import StoreError
@@ -67,13 +67,20 @@ def existence(lab: Lab, chains: "Sequence[Chain]", *, margin: float = stats.MARG
     for cell in chains[0].levels:
         ticket = ticket_of(lab, cell)
         total[cell.key] = 1 - size_of(ticket.anatomy, ticket.mask).total_share
-    return existence_of(chain_rows(cells, lab.folder, share=False).levels, total, margin=margin)
+    rows, std_kind = chain_rows(cells, lab.folder, share=False).levels, chains[0].settings.search.std_kind
+    return existence_of(rows, total, margin=margin, std_kind=std_kind)
 
 
-def existence_of(rows: Sequence[LevelRow], total: Mapping[str, float] = {}, *, margin: float = stats.MARGIN) -> Existence:
+def existence_of(
+    rows: Sequence[LevelRow],
+    total: Mapping[str, float] = {},
+    *,
+    margin: float = stats.MARGIN,
+    std_kind: Literal["sample", "none"] = "sample",
+) -> Existence:
     """The levels of one chain over its seeds, that of the dense model among them; of the levels that every seed has.
 
-    total: key of a cell with a ticket → its sparsity of the whole model, where that is known.
+    total: key of a cell with a ticket → its sparsity of the whole model, where that is known. std_kind: as of `stats.matching`.
     """
     by_level: dict[int, dict[int, LevelRow]] = {}
     for row in rows:
@@ -92,13 +99,13 @@ def existence_of(rows: Sequence[LevelRow], total: Mapping[str, float] = {}, *, m
                 sparsity=at,
                 total_sparsity=next((total[row.ticket] for row in found if row.ticket in total), None),
                 scores=tuple(scores),
-                match=stats.matching(scores, values, margin=margin, majority=dense[0].majority),
+                match=stats.matching(scores, values, margin=margin, majority=dense[0].majority, std_kind=std_kind),
                 steps=found[0].steps,
                 flops=sum(row.flops for row in found) / len(found),
             )
         )
-    highest = stats.highest_matching(report, values, margin=margin)
-    chosen = stats.highest_matching(selection, chosen_on, margin=margin)
+    highest = stats.highest_matching(report, values, margin=margin, std_kind=std_kind)
+    chosen = stats.highest_matching(selection, chosen_on, margin=margin, std_kind=std_kind)
     first = dense[0]
     return Existence(first.metric, first.n, first.majority, tuple(seeds), tuple(values), tuple(levels), highest, chosen)
 
