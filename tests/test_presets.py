@@ -300,8 +300,9 @@ def test_the_numbers_of_rungs_are_those_one_counts_in_the_table() -> None:
         ("released:corrected", "one-shot"): 6,
         # and accumulation, members of the norm, min-max, token count, rollback, two steps
         ("released:corrected", "s-prune"): 6 + 1 + 7,
-        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling | schedule, order of rows
-        ("released:corrected", "imp"): 6 + 11,
+        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling, decay, std,
+        # two lengths of tasks | schedule, order of rows
+        ("released:corrected", "imp"): 6 + 15,
         ("paper:corrected", "imp"): 3 + 2,
         # and four of the list of Liu et al.
         ("released:corrected", "learned"): 6 + 4,

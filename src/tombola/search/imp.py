@@ -62,12 +62,12 @@ class ImpSettings:
     mlm_accuracy_weight: Literal["masked_tokens", "padded_tokens"] = "masked_tokens"
     # off_by_one: the artefact of a level holds the mask of the level before it (of MLM two before), as the released files do
     artefact_level: Literal["single", "off_by_one"] = "single"
-    # kept_values: weight decay also acts on what is kept in store of removed values. Nothing that is trained or scored depends on it
-    # (`tests/test_imp.py` shows it): removed values are 0 wherever they are read, and a rewind takes them from the snapshot
+    # kept_values: weight decay also acts on what is kept in store of removed values. Nothing that is trained or scored depends on
+    # it, as a test shows: removed values are 0 wherever they are read, and a rewind takes them from the snapshot
     pruned_weight_decay: Literal["none", "kept_values"] = "none"
     squad_epochs: Annotated[int, Ge(1)] = 2  # of SQuAD, where neither epochs nor steps are set
     mlm_finetune_steps: Literal["16x10000", "8x20000"] = "16x10000"  # batch × steps of MLM, where none of its settings are
-    std_kind: Literal["sample", "none"] = "sample"  # by which matching is judged: n − 1; none: the rules that need one say nothing
+    std_kind: Literal["sample", "none"] = "sample"  # matching is judged by it: n − 1; none: rules that need one say nothing
 
 
 # ------------------------------------------------------------------------------------------------------- the plan of a chain

@@ -135,8 +135,8 @@ def matching(
     seeds.
 
     margin: of non-inferiority. majority: what an answer that looks at no row scores; where neither does better, matching means
-    nothing, and the note says so. std_kind: sample, over n − 1; none, as where no code for one was released: the rules that need one
-    then say nothing. Raises: DataError for a margin that is negative.
+    nothing, and the note says so. std_kind: sample, over n − 1; none, as where no code for one was released: the rules that need
+    one then say nothing. Raises: DataError for a margin that is negative.
     """
     if not margin >= 0:
         raise DataError("a margin is what may be lost", got=margin, expected="0 or more")

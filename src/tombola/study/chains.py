@@ -23,8 +23,8 @@ from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task
 from tombola.ticket import Ticket
 
-# Options of a chain that decide how many rounds there are, how long one is, what is done with their tickets, or how rows are read:
-# no part of a round.
+# Options of a chain that decide how many rounds there are, how long one is, what is done with their tickets, or how rows are
+# read: no part of a round.
 NO_PART = (
     *("imp_last_level", "artefact_level", "mlm_eval_masks", "mlm_accuracy_weight", "pruned_weight_decay"),
     *("squad_epochs", "mlm_finetune_steps", "std_kind"),

@@ -281,9 +281,9 @@ def plan_ladder(
 
 
 def implied(task: str | Task, method: str, given: Mapping[str, Any] | None = None, preset: str = DEFAULT) -> dict[str, Any]:
-    """Settings that a task sets where the user does not (`given` are his): rows it has for choosing masks are what masks are chosen
-    on; a share of a log-likelihood, which is negative, is a share of what it is above its line; SQuAD and masked language modelling
-    are as long as the preset says. Options that play no part on this task are set too, so that they make no rung.
+    """Settings that a task sets where the user does not (`given` are the user's): rows it has for choosing masks are what masks
+    are chosen on; a share of a log-likelihood, which is negative, is a share of what it is above its line; SQuAD and masked
+    language modelling are as long as the preset says. Options that play no part on this task are set too: they make no rung.
     """
     if isinstance(task, str) and task.startswith("hub:"):
         return {}
