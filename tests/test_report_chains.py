@@ -79,9 +79,14 @@ def test_every_level_has_its_difference_and_what_could_be_shown() -> None:
     )
 
 
-def test_seeds_that_lack_a_level_are_left_out_of_all() -> None:
-    found = existence_of([row for row in CHAIN if not (row.seed == 2 and row.level == 3)])
-    assert found.seeds == (0, 1) and len(found.levels) == 3 and found.dense == (0.80, 0.82)
+def test_a_level_that_a_seed_lacks_is_of_the_others_and_never_the_highest() -> None:
+    rows = [replace(row, value=0.99) if row.level == 3 else row for row in CHAIN if not (row.seed == 2 and row.level == 3)]
+    found = existence_of(rows)
+    assert found.seeds == (0, 1, 2) and [one.seeds for one in found.levels] == [(0, 1, 2), (0, 1, 2), (0, 1)]
+    assert found.levels[2].match.difference == pytest.approx(0.99 - 0.81), "against the dense models of the same seeds"
+    assert found.highest["strict"] == 0.1
+    page = page_of(levels=rows)
+    assert page.tables["Levels of sst2: accuracy, mean ± std over seeds"][3][3] == "2" and "not given up" in page.text
 
 
 def test_a_dense_model_at_the_majority_line_is_flagged() -> None:

@@ -153,7 +153,8 @@ def _level_table(key: Key, found: Existence) -> Table:
         (
             percent(level.sparsity),
             NONE if level.total_sparsity is None else percent(level.total_sparsity),
-            of_seeds(dict(zip(found.seeds, level.scores, strict=True))),
+            of_seeds(dict(zip(level.seeds, level.scores, strict=True))),
+            str(len(level.seeds)),
             *verdict_cells(level.match),
             f"{level.steps:,}",
             significant(level.flops),
@@ -161,10 +162,20 @@ def _level_table(key: Key, found: Existence) -> Table:
         for level in found.levels
     ]
     notes = dict.fromkeys(level.match.note for level in found.levels if level.match.note)
+    if any(len(level.seeds) < len(found.seeds) for level in found.levels):
+        notes["levels of fewer seeds are of the chains that were not given up, or go on: a level of all would score less"] = None
     return Table(
         f"Levels of {chain_name(key)}: {found.metric.replace('_', '-')}, mean ± std over seeds",
         (
-            *("Sparsity", "Of the whole model", "Score", "Minus dense", *(_rule(rule) for rule in RULES), "Could be shown from"),
+            *(
+                "Sparsity",
+                "Of the whole model",
+                "Score",
+                "Seeds",
+                "Minus dense",
+                *(_rule(rule) for rule in RULES),
+                "Could be shown from",
+            ),
             *("Steps to here", "FLOPs to here"),
         ),
         tuple(rows),
@@ -188,7 +199,7 @@ def _cost_parts(anchor: str, judged: Mapping[Key, Existence], cells: tuple[str, 
         if not one:
             continue
         points = [
-            Point(level.flops / 1e12, dict(zip(found.seeds, level.scores, strict=True)), f"{percent(level.sparsity)}: "
+            Point(level.flops / 1e12, dict(zip(level.seeds, level.scores, strict=True)), f"{percent(level.sparsity)}: "
                   f"{level.steps:,} steps, {significant(level.flops)} FLOPs")
             for level in found.levels
         ]  # fmt: skip

@@ -144,7 +144,8 @@ def _stands_alone(case: Case, study: Study) -> bool:
     """Whether a case has a section of its own: not what a part over all tasks shows in full already."""
     if len(study.cases) <= MANY_CASES:
         return True
-    shown_together = bool(case.family) or case.settings.get("method") == "one-shot"
+    levels = case.settings.get("method") == "imp" and bool(study.results.chains.levels)
+    shown_together = bool(case.family) or case.settings.get("method") == "one-shot" or levels
     return bool(case.good) and not shown_together
 
 

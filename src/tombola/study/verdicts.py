@@ -33,6 +33,7 @@ class Level:
 
     sparsity: float  # of the scope, as asked for
     total_sparsity: float | None  # of the whole model, embeddings and head included; None: not known
+    seeds: tuple[int, ...]  # that have it: fewer than the chain's where some were stopped before, or are not finished
     scores: tuple[float, ...]  # on the report rows, one a seed
     match: Match  # against the dense models of the same seeds
     steps: int  # optimizer steps that a seed took to find and train it, dense model included
@@ -47,7 +48,7 @@ class Existence:
     rows: int
     majority: float
     seeds: tuple[int, ...]
-    dense: tuple[float, ...]  # one a seed, as the scores of every level
+    dense: tuple[float, ...]  # one a seed
     levels: tuple[Level, ...]
     highest: Mapping[
         str, float | None
@@ -78,36 +79,40 @@ def existence_of(
     margin: float = stats.MARGIN,
     std_kind: Literal["sample", "none"] = "sample",
 ) -> Existence:
-    """The levels of one chain over its seeds, that of the dense model among them; of the levels that every seed has.
+    """The levels of one chain over its seeds, each held against the dense models of the seeds that have it.
 
-    total: key of a cell with a ticket → its sparsity of the whole model, where that is known. std_kind: as of `stats.matching`.
+    A level that some seeds lack, since their chain was stopped or is not finished, is of those that are left: `highest` and
+    `chosen` pass it over. total: key of a cell with a ticket → its sparsity of the whole model, where that is known. std_kind: as
+    of `stats.matching`.
     """
     by_level: dict[int, dict[int, LevelRow]] = {}
     for row in rows:
         by_level.setdefault(row.level, {})[row.seed] = row
-    seeds = [seed for seed in sorted(by_level[0]) if all(seed in found for found in by_level.values())]
-    seeds = seeds or sorted(by_level[0])
-    whole = {level: [found[seed] for seed in seeds] for level, found in by_level.items() if set(seeds) <= found.keys()}
-    dense = whole.pop(0)
-    values, chosen_on = [row.value for row in dense], [row.selection for row in dense]
+    begun = {row.seed for row in rows if row.level}
+    dense = {seed: row for seed, row in sorted(by_level.pop(0).items()) if seed in begun}
+    seeds, first = tuple(dense), next(iter(dense.values()))
     levels, selection, report = list[Level](), dict[float, list[float]](), dict[float, list[float]]()
-    for _, found in sorted(whole.items()):
+    for _, of in sorted(by_level.items()):
+        found = [of[seed] for seed in seeds if seed in of]
         scores, at = [row.value for row in found], found[0].sparsity
-        report[at], selection[at] = scores, [row.selection for row in found]
+        if len(found) == len(seeds):
+            report[at], selection[at] = scores, [row.selection for row in found]
+        full = [dense[row.seed].value for row in found]
         levels.append(
             Level(
                 sparsity=at,
                 total_sparsity=next((total[row.ticket] for row in found if row.ticket in total), None),
+                seeds=tuple(row.seed for row in found),
                 scores=tuple(scores),
-                match=stats.matching(scores, values, margin=margin, majority=dense[0].majority, std_kind=std_kind),
+                match=stats.matching(scores, full, margin=margin, majority=first.majority, std_kind=std_kind),
                 steps=found[0].steps,
                 flops=sum(row.flops for row in found) / len(found),
             )
         )
+    values, chosen_on = [row.value for row in dense.values()], [row.selection for row in dense.values()]
     highest = stats.highest_matching(report, values, margin=margin, std_kind=std_kind)
     chosen = stats.highest_matching(selection, chosen_on, margin=margin, std_kind=std_kind)
-    first = dense[0]
-    return Existence(first.metric, first.n, first.majority, tuple(seeds), tuple(values), tuple(levels), highest, chosen)
+    return Existence(first.metric, first.n, first.majority, seeds, tuple(values), tuple(levels), highest, chosen)
 
 
 def cost_to(lab: Lab, chain: "Chain", level: int) -> tuple[int, float]:
