@@ -28,7 +28,16 @@ from tombola.study.plan import Study, plan_study, read_study
 from tombola.study.reference.chen2020 import FIGURE_2, TABLE_2, TABLE_3_RECALLED, TARGETS
 from tombola.study.results import collect
 from tombola.study.steps.shared import ticket_of
-from tombola.study.verdicts import barriers, cost_to, existence, overlaps, run_until_lost, score_of, transfer_matrices
+from tombola.study.verdicts import (
+    barriers,
+    cost_to,
+    existence,
+    matrices_of,
+    overlaps,
+    run_until_lost,
+    score_of,
+    transfer_matrices,
+)
 from tombola.tasks.encode import batches
 
 FAST: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 64, "selection_rows": 30}
@@ -226,6 +235,10 @@ def test_transfer_gives_both_verdicts(lab: Lab, tiny_folder: Path) -> None:
     ((pair, shared),) = overlaps(lab, tickets).items()  # type: ignore[arg-type]
     a, b = (ticket_of(lab, tickets[name]).mask for name in pair)
     assert shared.shared == sum(int((a.values[n] & b.values[n]).sum()) for n in a.values) and shared.expected_shared is not None
+    assert matrices_of(results.chains.trained) == [matrix], "a page reads of the store what a plan says"
+    found = {one.sparsity: (one.overlap.shared, one.overlap.size_a) for one in results.chains.shared}
+    assert found[0.2] == (shared.shared, shared.size_a) and found.keys() == {0.1, 0.2}
+    assert {(row.task, row.level) for row in results.chains.levels} == {(task, k) for task in TASKS for k in (0, 1)}
     with pytest.raises(SettingsError, match="no task of the study"):
         parts(lab, tiny_folder, "transfer", sparsities=(0.2,), sources=("mnli",))
 

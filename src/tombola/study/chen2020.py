@@ -16,7 +16,7 @@ from pydantic import StrictBool, StrictInt
 from tombola.errors import SettingsError, TombolaError
 from tombola.scores import CRITERIA
 from tombola.study.cells import Cell
-from tombola.study.chains import Chain, plan_chains
+from tombola.study.chains import Chain
 from tombola.study.context import Context, Experiment, Nothing, only
 from tombola.study.runs import plan_barrier, plan_base_mask, plan_controls, plan_derived, plan_retrain
 from tombola.study.settings import Settings
@@ -48,10 +48,8 @@ SHARED_LEVEL = 0.7  # of the paper's transfer matrix
 
 def chains_of(context: Context, own: Mapping[str, Any] | None = None) -> list[tuple[Settings, list[Chain]]]:
     """The chains of every preset or rung, one for each seed, with their settings; `own` are settings of the experiment's."""
-    return [
-        (settings, plan_chains(context.lab, context.model, context.task, settings, context.seeds))
-        for settings in context.settings("imp", own)
-    ]
+    found = [(settings, context.find(settings)) for settings in context.settings("imp", own)]
+    return [(settings, [one.chain for one in finds if one.chain is not None]) for settings, finds in found]
 
 
 def imp(context: Context, options: Nothing) -> list[Cell]:

@@ -22,6 +22,7 @@ from tombola.study.settings import RetrainSettings, Settings, options_of, resolv
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
 from tombola.ticket import fingerprint_files, resolve_model
+from tombola.train import RunSeeds
 
 if TYPE_CHECKING:
     from tombola.study.chains import Chain
@@ -92,7 +93,7 @@ def plan_find(
     common = common_settings(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
-        shared = common | {"seeds": {"run": run} | asdict(seeds)}
+        shared = of_seed(common, run, seeds)
         training = shared | {"train": settings.train.plain(), "keep_weights": True} | ({"design": design} if design else {})
         loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
         teacher = {"teacher": step_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
@@ -101,10 +102,20 @@ def plan_find(
         learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
         search = step_cell("search", searching | learning[0], model=dense, **learning[1])
         found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
-    if any(lab.store.load(one.search.key) is None for one in found):
+    check_base(lab, common, settings, [one.search for one in found])
+    return found
+
+
+def of_seed(common: Mapping[str, Any], run: int, seeds: RunSeeds) -> dict[str, Any]:
+    """What the cells of one run seed share."""
+    return {**common, "seeds": {"run": run} | asdict(seeds)}
+
+
+def check_base(lab: Lab, common: Mapping[str, Any], settings: Settings, searches: Sequence[Cell]) -> None:
+    """As `check_parts`, of what is to be searched; nothing where all searches are in the store."""
+    if any(lab.store.load(one.key) is None for one in searches):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
-    return found
 
 
 def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
