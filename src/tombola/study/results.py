@@ -156,6 +156,13 @@ class Results:
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     """Everything the finished cells of a store say, or those of them in `keys`; sorted: the same store gives the same page."""
+    from tombola.ticket import reading_chains
+
+    with reading_chains():
+        return _collect(store, keys)
+
+
+def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     from tombola.study.cells import cell_of, read_json, read_rows
     from tombola.study.cost import total_cost
 
@@ -171,6 +178,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
     twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
+    entries.sort(key=lambda entry: _from_the_first(cells[entry.key]))
     variants = _variants(cells)
     stands_for: dict[str, Variant] = {}
     again = (cell for cell in cells.values() if cell.step == "retrain")
@@ -235,6 +243,14 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         variants=stands_for,
         **further,
     )
+
+
+def _from_the_first(cell: "Cell") -> tuple[str, ...]:
+    """The keys of a chain up to a round, so that sorted by it levels follow each other; of any other cell its own."""
+    from tombola.study.cells import Cell
+
+    before = cell.inputs.get("ticket") if cell.step == "round" else None
+    return (*(_from_the_first(before) if isinstance(before, Cell) else ()), cell.key)
 
 
 def _trained(cell: "Cell") -> "Cell":
