@@ -156,7 +156,7 @@ def _mask_gradient(masks: dict[str, Tensor], name: str, gradient: Tensor) -> Ten
     return _multiply(gradient, mask, torch.empty_like(gradient))
 
 
-PIECE = 1 << 17  # values: half a megabyte as floats
+PIECE = 1 << 18  # values: a megabyte as floats
 
 
 def _multiply(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
