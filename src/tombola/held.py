@@ -164,7 +164,9 @@ def _multiply(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     whole = x.numel() <= PIECE or x.device.type != "cpu" or not (x.is_contiguous() and out.is_contiguous())
     if whole or not mask.is_contiguous():
         return torch.mul(x, mask, out=out)
-    for a, b, c in zip(*(one.view(-1).split(PIECE) for one in (x, mask, out)), strict=True):
+    flat = [one.view(-1) for one in (x, mask, out)]
+    for start in range(0, x.numel(), PIECE):
+        a, b, c = (one[start : start + PIECE] for one in flat)
         torch.mul(a, b, out=c)
     return out
 
