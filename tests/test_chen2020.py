@@ -21,13 +21,23 @@ from tombola.scores import CRITERIA, Given
 from tombola.search.controls import ControlSettings, control
 from tombola.study import chen2020
 from tombola.study.cells import Cell, Lab, read_json, read_rows
-from tombola.study.chen2020 import FIGURE_2, TABLE_2, TABLE_3_RECALLED, TARGETS, Transferred
+from tombola.study.chen2020 import Transferred
 from tombola.study.experiments import EXPERIMENTS
 from tombola.study.jobs import open_lab
 from tombola.study.plan import Study, plan_study, read_study
+from tombola.study.reference.chen2020 import FIGURE_2, TABLE_2, TABLE_3_RECALLED, TARGETS
 from tombola.study.results import collect
 from tombola.study.steps.shared import ticket_of
-from tombola.study.verdicts import barriers, cost_to, existence, overlaps, run_until_lost, score_of, transfer_matrices
+from tombola.study.verdicts import (
+    barriers,
+    cost_to,
+    existence,
+    matrices_of,
+    overlaps,
+    run_until_lost,
+    score_of,
+    transfer_matrices,
+)
 from tombola.tasks.encode import batches
 
 FAST: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 16, "train_rows": 64, "selection_rows": 30}
@@ -225,6 +235,10 @@ def test_transfer_gives_both_verdicts(lab: Lab, tiny_folder: Path) -> None:
     ((pair, shared),) = overlaps(lab, tickets).items()  # type: ignore[arg-type]
     a, b = (ticket_of(lab, tickets[name]).mask for name in pair)
     assert shared.shared == sum(int((a.values[n] & b.values[n]).sum()) for n in a.values) and shared.expected_shared is not None
+    assert matrices_of(results.chains.trained) == [matrix], "a page reads of the store what a plan says"
+    found = {one.sparsity: (one.overlap.shared, one.overlap.size_a) for one in results.chains.shared}
+    assert found[0.2] == (shared.shared, shared.size_a) and found.keys() == {0.1, 0.2}
+    assert {(row.task, row.level) for row in results.chains.levels} == {(task, k) for task in TASKS for k in (0, 1)}
     with pytest.raises(SettingsError, match="no task of the study"):
         parts(lab, tiny_folder, "transfer", sparsities=(0.2,), sources=("mnli",))
 
@@ -329,7 +343,7 @@ def test_a_barrier_is_the_rise_of_the_loss_above_the_line(lab: Lab, tiny_folder:
     assert found == pytest.approx(losses, rel=1e-4)
     (barrier,) = barriers(lab, cells[1:])
     assert barrier.barrier == pytest.approx(max(0.0, losses[1] - (losses[0] + losses[2]) / 2), abs=1e-5)
-    assert barrier.lower == cells[1].inputs["a"].key
+    assert (barrier.lower, barrier.upper) == (0.1, 0.2)
 
 
 def test_a_chain_is_given_up_when_it_is_certainly_lost(lab: Lab, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,3 +402,78 @@ def test_plans_survive_json(lab: Lab, tiny_folder: Path) -> None:
         for cell in cells:
             assert Cell.from_description(json.loads(json.dumps(cell.describe()))).key == cell.key
     assert read_json(lab.store.root / "store.json")
+
+
+# --------------------------------------------------------------------------------------------------------------- stopping
+
+
+def test_a_study_leaves_out_what_stands_on_a_lost_level_and_says_so(
+    lab: Lab, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tombola.study.chains import plan_chains
+    from tombola.study.engine import Watch, run_cells
+    from tombola.study.executors import Options, executor_of
+    from tombola.study.runs import plan_retrain
+    from tombola.study.settings import resolve
+    from tombola.study.stopping import by_reason, stopped, why_stopped
+
+    class Heard(Watch):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, message: str) -> None:
+            self.said.append(message)
+
+    settings = resolve(FAST | {"learning_rate": 2.8e-3, "imp_last_level": 0.3}, (0,), method="imp")
+    (chain,) = plan_chains(lab, str(tiny_folder), "sst2", settings, (0,))
+    beyond = plan_retrain(chain.at(0.3), chain.dense, settings.retrain)
+    asked = {cell.key: cell for cell in (*chain.cells, beyond)}
+    judged: list[float] = []
+
+    def lost(level: Any, dense: Any, rows: int, **_: Any) -> bool:  # the first level that is asked about
+        judged.append(level[0])
+        return True
+
+    monkeypatch.setattr(stats, "certainly_lost", lost)
+    heard = Heard()
+    tally = run_cells(
+        lab, list(asked.values()), executor_of("serial", Options()), heard, stop=lambda cell: why_stopped(lab, cell)
+    )
+    # rounds 0 (dense) and 1 (trains 10 %) are there; round 2 would train 20 %, though 10 % is lost
+    left_out = {chain.levels[2].key, chain.last.key, beyond.key}
+    assert tally.stopped.keys() == left_out and not tally.failed and not tally.blocked
+    assert judged and judged[0] == score_of(lab, chain.levels[1], "selection").value
+    assert any("left out: sst2, seed 0 is certainly lost at 10%" in said for said in heard.said)
+    found = stopped(lab, asked.values())
+    assert found.keys() == left_out and list(by_reason(found).values()) == [3]
+    monkeypatch.setattr(stats, "certainly_lost", lambda *_, **__: False)
+    assert stopped(lab, asked.values()) == {}
+    tally = run_cells(lab, list(asked.values()), executor_of("serial", Options()), stop=lambda cell: why_stopped(lab, cell))
+    assert set(tally.computed) == left_out and not tally.stopped, "the same chain goes on where it was given up"
+
+
+def test_a_corpus_of_files_is_a_task_of_a_study(lab: Lab, tiny_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("train", 1), ("other", 2)):
+        (tmp_path / f"{name}.txt").write_text(
+            "\n".join(" ".join(row["sentence"].split() * 4) for row in sentiment_rows(120, seed))
+        )
+    (tmp_path / "mine.toml").write_text(
+        f"""model = "{tiny_folder}"\ntasks = ["mine"]\nexperiments = ["imp"]
+[corpora.mine]\ntrain = "train.txt"\nvalidation = "other.txt"
+[settings]\nsteps = 2\nbatch_size = 4\nmax_length = 16\nimp_last_level = 0.2\n"""
+    )
+    study = read_study(str(tmp_path / "mine.toml"))
+    assert Path(study.corpora["mine"].train).is_absolute() and not study.stop_lost_chains
+    plan = plan_study(lab, study)
+    (last,) = [cell for cell in plan.cells.values() if cell.step == "round" and cell.settings["cuts"] is None]
+    assert "mlm" in last.settings["data"] and last.settings["data"]["task"].startswith("mlm#")
+    from tombola.study.engine import Order, run_one, write_plans
+
+    fresh = open_lab(lab.store.root, None)  # as a worker elsewhere: it knows the files from the plan alone
+    write_plans(lab, [last])
+    ended = run_one(Order(last.key, str(lab.store.root)), lab=fresh)
+    assert ended.error is None
+    assert score_of(fresh, last).metric == "masked_accuracy"
+    (tmp_path / "bad.toml").write_text((tmp_path / "mine.toml").read_text().replace('tasks = ["mine"]', 'tasks = ["sst2"]'))
+    with pytest.raises(SettingsError, match="made of files"):
+        read_study(str(tmp_path / "bad.toml"))

@@ -716,3 +716,61 @@ def test_nested_is_refused_before_the_chain_is_finished(lab: Lab, tiny_folder: P
 def test_cells_describe_themselves_and_are_read_back(chain: Chain) -> None:
     for cell in chain.cells:
         assert Cell.from_description(json.loads(json.dumps(cell.describe()))).key == cell.key
+
+
+# ------------------------------------------------------------------------------------------- options of tasks and of reading
+
+
+def test_squad_and_mlm_are_as_long_as_the_preset_says_unless_they_are_told() -> None:
+    from tombola.study.runs import implied
+
+    said = {preset: implied("squad", "imp", {}, preset)["epochs"] for preset in ("paper", "released", "corrected")}
+    assert said == {"paper": 2, "released": 4, "corrected": 2}
+    mlm = {preset: implied("mlm-wikitext2", "imp", {}, preset) for preset in ("paper", "released", "corrected")}
+    assert {name: (one["batch_size"], one["steps"]) for name, one in mlm.items()} == {
+        "paper": (16, 10_000), "released": (8, 20_000), "corrected": (16, 10_000)
+    }  # fmt: skip
+    assert "epochs" not in implied("squad", "imp", {"epochs": 5}, "released")
+    assert "steps" not in implied("mlm-wikitext2", "imp", {"steps": 7}, "released")
+    assert not {"epochs", "steps"} & implied("sst2", "imp", {}, "released").keys()
+    assert implied("squad", "imp", {"squad_epochs": 3}, "released")["epochs"] == 3
+    assert not {"epochs", "steps"} & implied("squad", "s-prune", {}, "released").keys()
+
+
+def test_a_ladder_has_a_rung_of_a_tasks_length_on_that_task_alone(lab: Lab, tiny_folder: Path) -> None:
+    from tombola.study.runs import plan_ladder
+
+    values = {"epochs": 1, "train_rows": 48, "selection_rows": 20, "imp_last_level": 0.2, "batch_size": 16}
+    rungs = {
+        one.rung.name: one for one in plan_ladder(lab, str(tiny_folder), "sst2", "released:corrected", values, (0,), method="imp")
+    }
+    assert {"pruned_weight_decay", "std_kind"} <= rungs.keys() and not {"squad_epochs", "mlm_finetune_steps"} & rungs.keys()
+    first = {cell.key for cell in rungs["released"].cells}
+    for name in ("pruned_weight_decay", "std_kind"):
+        assert {cell.key for cell in rungs[name].cells} == first, "what no result depends on costs nothing"
+
+
+def test_decay_of_values_that_are_removed_changes_nothing_that_is_trained() -> None:
+    """As torch's own pruning decays them in its copy: what is kept, and what the model computes, is what ours gives."""
+    from torch.nn.utils import prune as torchs
+
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    theirs = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    theirs.load_state_dict(ours.state_dict())
+    mask = torch.rand(5, 6) > 0.5
+    torchs.custom_from_mask(theirs[0], "weight", mask)
+    held = HeldValues(ours, {"0.weight": mask})
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1) for model in (ours, theirs)]
+    before = theirs[0].weight_orig.detach().clone()
+    for step in range(5):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        held.enforce()
+    assert not torch.equal(theirs[0].weight_orig[~mask], before[~mask]), "removed values decayed in its copy"
+    theirs(torch.zeros(1, 6, dtype=torch.float64))  # it puts its mask on when it is called
+    torch.testing.assert_close(ours[0].weight, theirs[0].weight, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours[2].weight, theirs[2].weight, rtol=1e-12, atol=1e-12)

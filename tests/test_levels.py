@@ -213,3 +213,26 @@ def test_tickets_of_other_scopes_are_not_joined() -> None:
             Sources(one, [replace(other, scope="chen2020")], {}, lambda: pytest.fail("no weights are needed"))
         )
         assert made.mask == masks[0 if rule == "union" else 1], "of nested masks any is the larger, all the smaller"
+
+
+def test_levels_that_are_read_in_turn_are_unpacked_twice_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tombola import ticket as tickets
+
+    masks = chain(3, 6)
+    before = None
+    for k, mask in enumerate(masks):
+        one = ticket(mask)
+        one.save_pretrained(tmp_path / str(k), within=before)
+        before = (one, f"../{k}")
+    unpacked, original = list[int](), tickets.unpack_within
+    monkeypatch.setattr(tickets, "unpack_within", lambda *given: unpacked.append(1) or original(*given))
+
+    def read() -> int:
+        unpacked.clear()
+        assert [Ticket.from_pretrained(tmp_path / str(k)).mask for k in range(len(masks))] == masks
+        return len(unpacked)
+
+    assert read() == 1 + 2 + 3 + 4 + 5
+    with tickets.reading_chains():
+        assert read() <= 2 * 5
+    assert read() == 15, "and nothing is kept afterwards"

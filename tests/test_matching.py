@@ -139,3 +139,10 @@ def test_a_chain_is_given_up_only_when_it_is_certain(level: float, rows: int, lo
 def test_a_wide_spread_keeps_a_chain_going() -> None:
     assert stats.certainly_lost(sample(0.5, 0.01), sample(0.9, 0.01), 1000)
     assert not stats.certainly_lost(sample(0.5, 0.3), sample(0.9, 0.3), 1000)
+
+
+def test_without_a_standard_deviation_the_rules_that_need_one_say_nothing() -> None:
+    found = stats.matching([0.8, 0.81, 0.82], [0.8, 0.8, 0.83], std_kind="none")
+    assert {name for name, one in found.verdicts.items() if one.matches is None} >= {"literal_std", "max_std"}
+    assert found.verdicts["strict"].matches is True
+    assert stats.highest_matching({0.5: [0.8, 0.8]}, [0.8, 0.8], std_kind="none")["max_std"] is None

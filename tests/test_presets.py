@@ -72,6 +72,10 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
     "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),
     "cut_count": ("exact", "rounded_per_call", "exact"),
+    "pruned_weight_decay": ("none", "kept_values", "none"),
+    "squad_epochs": (2, 4, 2),
+    "mlm_finetune_steps": ("16x10000", "8x20000", "16x10000"),
+    "std_kind": ("any", "none", "sample"),
     # of Liu et al. 2022
     "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
     "sparsity_refresh_steps": (1000, "any", 1),
@@ -296,8 +300,9 @@ def test_the_numbers_of_rungs_are_those_one_counts_in_the_table() -> None:
         ("released:corrected", "one-shot"): 6,
         # and accumulation, members of the norm, min-max, token count, rollback, two steps
         ("released:corrected", "s-prune"): 6 + 1 + 7,
-        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling | schedule, order of rows
-        ("released:corrected", "imp"): 6 + 11,
+        # and last level, two ends of rounds, two spans, head, cuts, four of masked language modelling, decay, std,
+        # two lengths of tasks | schedule, order of rows
+        ("released:corrected", "imp"): 6 + 15,
         ("paper:corrected", "imp"): 3 + 2,
         # and four of the list of Liu et al.
         ("released:corrected", "learned"): 6 + 4,

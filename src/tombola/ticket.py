@@ -8,7 +8,8 @@ pre-trained model, **found_on** the weights the mask was found on.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -302,10 +303,34 @@ def _mask_around(folder: Path, said: Mapping[str, Any]) -> Mask:
             f"the ticket in {folder} is written within another that is not here", got=str(place), expected="the level before it",
             next="read it in the store that made it; `save_pretrained` writes a ticket that stands alone",
         )  # fmt: skip
+    known = None if _recent is None else _recent.get((str(place), said["mask"]))
+    if known is not None:
+        return known
     mask = _read(place).mask
     if mask.digest() != said["mask"]:
         raise TicketError(f"the mask in {place} is not the one that {folder} was written within", next=_DAMAGED)
+    if _recent is not None:
+        _recent[str(place), said["mask"]] = mask
+        for old in list(_recent)[:-RECENT]:
+            del _recent[old]
     return mask
+
+
+RECENT = 2  # masks of levels that are kept while many are read
+_recent: dict[tuple[str, str], Mask] | None = None
+
+
+@contextmanager
+def reading_chains() -> Iterator[None]:
+    """Within it the last masks that others are written within are kept: the levels of a chain, read from the first on, are
+    each unpacked twice and not once for every level after it. For reading many tickets of a store, and not while models train.
+    """
+    global _recent
+    before, _recent = _recent, {} if _recent is None else _recent
+    try:
+        yield
+    finally:
+        _recent = before
 
 
 def _ticket_from_hub(name: str, revision: str | None) -> Path:

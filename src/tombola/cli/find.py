@@ -124,7 +124,6 @@ def find(
     layouts = None if layout is None else Layout.from_yaml(layout)
     values, own = split_seeds(common.given() | training.given() | run.settings())
     asked = rows.task(task)
-    values = {**implied(asked, method), **values}
     if ladder is not None:
         _refuse_with_ladder(preset, out)
         lab = run.lab()
@@ -139,7 +138,9 @@ def find(
         lab.run(cells)
         print_ladder(lab, rungs, run.as_json)
         return
-    settings = resolve(values, run_seeds, own, method=method, preset=preset or "corrected")
+    preset = preset or "corrected"
+    values = {**implied(asked, method, values, preset), **values}
+    settings = resolve(values, run_seeds, own, method=method, preset=preset)
     targets = _targets(out, run_seeds)
     lab = run.lab()
     planned = plan_find(lab, model, asked, settings, run_seeds, layouts)

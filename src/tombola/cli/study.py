@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,6 +147,7 @@ def run(
     from tombola.study.cost import require_energy, total_cost
     from tombola.study.engine import run_cells
     from tombola.study.executors import Options, executor_of
+    from tombola.study.stopping import why_stopped
 
     if energy:
         require_energy()
@@ -162,17 +164,18 @@ def run(
         raise TombolaError("torchrun starts the processes itself", got=f"--executor {executor}", expected="--executor serial")
     watch = StudyProgress() if ranks.rank() == 0 else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are told to stop, locks go
-    tally = run_cells(lab, list(plan.cells.values()), executor_of(executor, options), watch, budget=most)
+    stop = partial(why_stopped, lab) if study.stop_lost_chains else lambda cell: None
+    tally = run_cells(lab, list(plan.cells.values()), executor_of(executor, options), watch, budget=most, stop=stop)
     if watch is None:  # rank 0 says the rest
         return
     spent = total_cost(lab.store, tally.computed)
     if as_json:
         print_json(
             {"asked": plan.asked, "cells": tally.asked, "computed": len(tally.computed), "cost": spent.lines()}
-            | {"failed": dict(tally.failed), "blocked": dict(tally.blocked)}
+            | {"failed": dict(tally.failed), "blocked": dict(tally.blocked), "stopped": dict(tally.stopped)}
         )
     else:
-        there = tally.asked - len(tally.failed) - len(tally.blocked)
+        there = tally.asked - len(tally.failed) - len(tally.blocked) - len(tally.stopped)
         print(f"{study.name}: {there} of {tally.asked} cells there, {len(tally.computed)} computed now")
         for line in spent.lines() if tally.computed else ():
             print(line)
@@ -216,6 +219,7 @@ def status(
     """How far a study is: done, running, failed (with the reason), to do; and what it took."""
     from tombola.study.cost import total_cost
     from tombola.study.engine import failures, states
+    from tombola.study.stopping import by_reason, stopped
 
     lab, plan = which.planned(name, there=True)
     found, bad = states(lab.store, plan.cells), failures(lab.store, plan.cells)
@@ -235,6 +239,8 @@ def status(
         rows.append((part.experiment, part.task, *(str(mine.count(state)) for state in counts)))  # type: ignore[arg-type]
     print_table(f"{plan.study.name} in {which.store}", ("experiment", "task", *counts), rows)
     print(", ".join(f"{n} {state}" for state, n in counts.items()) + f", of {len(found)} cells")
+    for reason, n in by_reason(stopped(lab, plan.cells.values()) if plan.study.stop_lost_chains else {}).items():
+        print(f"of these {n} are left out: {reason}")
     for line in spent.lines():
         print(line)
     for key, one in bad.items():
@@ -259,11 +265,15 @@ def report(
     from tombola.study.engine import states
     from tombola.study.overlap import with_shared
     from tombola.study.results import collect
+    from tombola.study.stopping import by_reason, stopped
 
     check_results(whole, tables, figures, ran, hardware)
     lab, plan = which.planned(name, there=True)
     results = replace(with_shared(lab.store, collect(lab.store, plan.cells.keys())), command=_command(name, which))
-    absent = sum(state != "done" for state in states(lab.store, plan.cells).values())
+    left_out = stopped(lab, plan.cells.values()) if plan.study.stop_lost_chains else {}
+    absent = sum(state != "done" and key not in left_out for key, state in states(lab.store, plan.cells).items())
+    said = tuple(f"{n} cells are left out: {reason}" for reason, n in by_reason(left_out).items())
+    results = replace(results, warnings=(*said, *results.warnings))
     if absent == len(plan.cells):
         raise TombolaError(
             "nothing of this study is there yet", got=str(which.store), next=f"tombola study run {name} --store {which.store}"

@@ -19,11 +19,13 @@ from zlib import compress
 from tombola.errors import StoreError
 from tombola.report import (
     about_beside,
+    about_chains,
     about_frontier,
     about_heads,
     about_masks,
     about_removal,
     about_study,
+    about_transfer,
     about_values,
     about_variants,
 )
@@ -60,6 +62,12 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
+    ("chains", "Chains of train, prune, rewind", (
+        about_chains.chain_parts, about_chains.beside_parts, about_chains.rewinding_parts, about_chains.connectivity_parts,
+    )),
+    ("transfer", "Tickets on other tasks", (
+        about_transfer.transfer_parts, about_transfer.start_parts, about_transfer.size_parts, about_transfer.share_parts,
+    )),
     ("settings-compared", "What settings change", (about_variants.setting_parts,)),
     ("reference", "Beside published numbers", (about_beside.reference_parts,)),
 )  # fmt: skip
@@ -151,7 +159,8 @@ def _stands_alone(case: Case, study: Study) -> bool:
     """Whether a case has a section of its own: not what a part over all tasks shows in full already."""
     if len(study.cases) <= MANY_CASES:
         return True
-    shown_together = bool(case.family) or case.settings.get("method") == "one-shot"
+    levels = case.settings.get("method") == "imp" and bool(study.results.chains.levels)
+    shown_together = bool(case.family) or case.settings.get("method") == "one-shot" or levels
     return bool(case.good) and not shown_together
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from tombola.errors import SearchError, SettingsError, TombolaError
@@ -62,6 +62,12 @@ class ImpSettings:
     mlm_accuracy_weight: Literal["masked_tokens", "padded_tokens"] = "masked_tokens"
     # off_by_one: the artefact of a level holds the mask of the level before it (of MLM two before), as the released files do
     artefact_level: Literal["single", "off_by_one"] = "single"
+    # kept_values: weight decay also acts on what is kept in store of removed values. Nothing that is trained or scored depends on
+    # it, as a test shows: removed values are 0 wherever they are read, and a rewind takes them from the snapshot
+    pruned_weight_decay: Literal["none", "kept_values"] = "none"
+    squad_epochs: Annotated[int, Ge(1)] = 2  # of SQuAD, where neither epochs nor steps are set
+    mlm_finetune_steps: Literal["16x10000", "8x20000"] = "16x10000"  # batch × steps of MLM, where none of its settings are
+    std_kind: Literal["sample", "none"] = "sample"  # matching is judged by it: n − 1; none: rules that need one say nothing
 
 
 # ------------------------------------------------------------------------------------------------------- the plan of a chain
@@ -316,14 +322,15 @@ def imp(
     head                 names of the task head's parameters, for head_rewind=carried
     progress(level, mask)  is told each mask as it is found
 
-    After every rewind each surviving value is compared with the snapshot bit for bit. Memory: the snapshot, and one byte a
-    maskable value. Raises: SearchError when a rewind did not give back the snapshot; MaskError as `cut`.
+    After every rewind each surviving value is compared with the snapshot bit for bit. Memory: the snapshot, and two bytes a
+    maskable value: its mask, and the level at which it goes. Raises: SearchError when a rewind did not give back the snapshot;
+    MaskError as `cut`.
     """
     parameters = parameters_of(model, names)
     before_rewind_step(model)
     snapshot = Snapshot(model)
     kept = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in parameters.items()}
-    masks: list[Mask] = []
+    pruned_at = {name: torch.zeros(p.shape, dtype=torch.uint8) for name, p in parameters.items()}
     body = [name for name in snapshot.state if name not in set(head)]
     at = (0.0, *sparsities(settings))
     n_levels = len(at) - 1
@@ -331,18 +338,20 @@ def imp(
         if one.level:
             _rewind(model, snapshot, one, body, head, Mask(values=kept))
         if not (one.level == 0 and settings.mlm_first_cut == "before_training"):
-            holding = HeldValues(model, kept)
+            holding = HeldValues(model, kept, copy=False)
             try:
                 train(model, one)
                 holding.enforce()
             finally:
                 holding.remove()
-        kept = cut(model, kept, settings, since=at[one.level], to=at[one.level + 1])
-        masks.append(Mask(values=kept))
-        progress(one.level + 1, masks[-1])
+        smaller = cut(model, kept, settings, since=at[one.level], to=at[one.level + 1])
+        for name, gone_at in pruned_at.items():
+            gone_at[kept[name] & ~smaller[name]] = one.level + 1
+        kept = smaller
+        progress(one.level + 1, Mask(values=kept))
     last = plan[n_levels] if len(plan) > n_levels else plan[-1]
-    _rewind(model, snapshot, last, body, head, masks[-1])
-    return ImpResult(Levels.of(masks), tuple(plan), snapshot.digest)
+    _rewind(model, snapshot, last, body, head, Mask(values=kept))
+    return ImpResult(Levels(pruned_at, n_levels), tuple(plan), snapshot.digest)
 
 
 def _rewind(model: nn.Module, snapshot: Snapshot, one: Round, body: Sequence[str], head: Sequence[str], mask: Mask) -> None:
@@ -351,7 +360,7 @@ def _rewind(model: nn.Module, snapshot: Snapshot, one: Round, body: Sequence[str
         snapshot.restore(model, body)
     if one.head == "snapshot":
         snapshot.restore(model, head)
-    holding = HeldValues(model, mask.values)
+    holding = HeldValues(model, mask.values, copy=False)
     holding.remove()  # it has zeroed the removed values
     if one.start == "snapshot":
         snapshot.check(model, mask, carried=head if one.head == "carried" else ())

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
@@ -128,12 +129,14 @@ def matching(
     against: str = "dense",
     margin: float = MARGIN,
     majority: float | None = None,
+    std_kind: Literal["sample", "none"] = "sample",
 ) -> Match:
     """A ticket's scores held against a reference's, by every rule of `RULES`. One score a seed; the two need not be of the same
     seeds.
 
     margin: of non-inferiority. majority: what an answer that looks at no row scores; where neither does better, matching means
-    nothing, and the note says so. Raises: DataError for a margin that is negative.
+    nothing, and the note says so. std_kind: sample, over n − 1; none, as where no code for one was released: the rules that need
+    one then say nothing. Raises: DataError for a margin that is negative.
     """
     if not margin >= 0:
         raise DataError("a margin is what may be lost", got=margin, expected="0 or more")
@@ -150,6 +153,8 @@ def matching(
     if n >= 2 and smallest_two_sided_p(n) >= ALPHA:
         notes.append(f"{n} seeds cannot give p < {ALPHA} in a paired test")
     verdicts = {name: rule(ticket, reference, margin) for name, rule in RULES.items()}
+    if std_kind == "none":
+        verdicts |= {name: Verdict(name, None, "no standard deviation is computed") for name in ("literal_std", "max_std")}
     return Match(against, mine, theirs, mine.value - theirs.value, verdicts, _detectable(ticket, reference), "; ".join(notes))
 
 
@@ -162,13 +167,17 @@ def _detectable(ticket: Sequence[float], reference: Sequence[float]) -> float | 
 
 
 def highest_matching(
-    levels: Mapping[float, Sequence[float]], dense: Sequence[float], *, margin: float = MARGIN
+    levels: Mapping[float, Sequence[float]],
+    dense: Sequence[float],
+    *,
+    margin: float = MARGIN,
+    std_kind: Literal["sample", "none"] = "sample",
 ) -> dict[str, float | None]:
     """Rule → the highest sparsity of `levels` that matches the dense model by it; None where none does.
 
     levels: sparsity → scores. A level that matches above one that does not counts, as it does in the paper's Table 2.
     """
-    found = {at: matching(scores, dense, margin=margin) for at, scores in levels.items()}
+    found = {at: matching(scores, dense, margin=margin, std_kind=std_kind) for at, scores in levels.items()}
     return {rule: max((at for at, one in found.items() if one.verdicts[rule].matches), default=None) for rule in RULES}
 
 

@@ -17,15 +17,18 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.levels import Levels
 from tombola.search.imp import Round, rounds, settings_for, sparsities
 from tombola.study.cells import Cell, Lab
-from tombola.study.data import check_parts, task_of
+from tombola.study.data import task_of
 from tombola.study.settings import Settings
 from tombola.study.steps.shared import ticket_of
 from tombola.tasks import Task
 from tombola.ticket import Ticket
 
-# Options of a chain that decide how many rounds there are, what is done with their tickets, or how rows are read: no part of a
-# round.
-NO_PART = ("imp_last_level", "artefact_level", "mlm_eval_masks", "mlm_accuracy_weight")
+# Options of a chain that decide how many rounds there are, how long one is, what is done with their tickets, or how rows are
+# read: no part of a round.
+NO_PART = (
+    *("imp_last_level", "artefact_level", "mlm_eval_masks", "mlm_accuracy_weight", "pruned_weight_decay"),
+    *("squad_epochs", "mlm_finetune_steps", "std_kind"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def plan_chains(
 
     Raises: as `plan_find`; SettingsError for a rewind step that cannot be read or is past the end of a round.
     """
-    from tombola.study.runs import common_settings, step_cell
+    from tombola.study.runs import check_base, common_settings, of_seed, step_cell
 
     common = common_settings(lab, model, task, settings, layout)
     mlm = "mlm" in common["data"]
@@ -94,7 +97,7 @@ def plan_chains(
     said = {name: value for name, value in asdict(options).items() if name not in NO_PART}
     chains = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
-        own = common | {"seeds": {"run": run} | asdict(seeds)}
+        own = of_seed(common, run, seeds)
         if mlm and settings.search.mlm_eval_masks == "redrawn":
             own |= {"data": own["data"] | {"mlm": own["data"]["mlm"] | {"eval_seed": 1 + run}}}
         shared = own | {"train": train.plain()}
@@ -124,8 +127,7 @@ def plan_chains(
             levels.append(step_cell("round", shared | described, **inputs))
         *of_levels, last = levels
         chains.append(Chain(run, dense, snapshot, tuple(of_levels), last, at[1:], plan, settings))
-    if any(lab.store.load(chain.levels[-1].key) is None for chain in chains):
-        check_parts(lab, common["model"], objective, options.scope)
+    check_base(lab, common, settings, [chain.levels[-1] for chain in chains])
     return chains
 
 

@@ -1,9 +1,9 @@
 """Chen et al. 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT Networks": the study as tombola runs it.
 
-One function (context, options) → cells and one row of `EXPERIMENTS` each, with the row of the reproduction's list; the paper's
-numbers are data at the end. What the cells say is read by `tombola.study.verdicts`. Sizes are the paper's: BERT-base, nine tasks
-of GLUE, SQuAD and masked language modelling, a round of a full run each, five seeds. Of the list, X7 (overlaps) and X8 (score
-against source size) need no cells of their own; X1 (several tasks in one chain) is not here.
+One function (context, options) → cells and one row of `EXPERIMENTS` each, with the row of the reproduction's list. What the
+cells say is read by `tombola.study.verdicts`; the paper's numbers are in `tombola.study.reference`. Sizes are the paper's:
+BERT-base, nine tasks of GLUE, SQuAD and masked language modelling, a round of a full run each, five seeds. Of the list, X7
+(overlaps) and X8 (score against source size) need no cells of their own; X1 (several tasks in one chain) is not here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pydantic import StrictBool, StrictInt
 from tombola.errors import SettingsError, TombolaError
 from tombola.scores import CRITERIA
 from tombola.study.cells import Cell
-from tombola.study.chains import Chain, plan_chains
+from tombola.study.chains import Chain
 from tombola.study.context import Context, Experiment, Nothing, only
 from tombola.study.runs import plan_barrier, plan_base_mask, plan_controls, plan_derived, plan_retrain
 from tombola.study.settings import Settings
@@ -48,10 +48,8 @@ SHARED_LEVEL = 0.7  # of the paper's transfer matrix
 
 def chains_of(context: Context, own: Mapping[str, Any] | None = None) -> list[tuple[Settings, list[Chain]]]:
     """The chains of every preset or rung, one for each seed, with their settings; `own` are settings of the experiment's."""
-    return [
-        (settings, plan_chains(context.lab, context.model, context.task, settings, context.seeds))
-        for settings in context.settings("imp", own)
-    ]
+    found = [(settings, context.find(settings)) for settings in context.settings("imp", own)]
+    return [(settings, [one.chain for one in finds if one.chain is not None]) for settings, finds in found]
 
 
 def imp(context: Context, options: Nothing) -> list[Cell]:
@@ -373,58 +371,4 @@ _ROWS: Mapping[str, tuple[str, Any, type[Nothing], tuple[str, ...], tuple[str, .
 EXPERIMENTS: Mapping[str, Experiment] = {
     name: Experiment(about, cells, only("imp"), options, rows, fixed)
     for name, (about, cells, options, rows, fixed) in _ROWS.items()
-}
-
-# ------------------------------------------------------------------------------------------------------ the paper's numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A row of the paper's Table 2, in points: means and standard deviations of five runs, controls of one."""
-
-    sparsity: float
-    full: tuple[float, float]
-    ticket: tuple[float, float]
-    random: float
-    reinitialised: float
-    shuffled: float
-    strict: float  # the sparsity by the stricter rule of appendix A; from a public summary, not verified
-
-
-TABLE_2: Mapping[str, Published] = {
-    "mnli": Published(0.7, (82.4, 0.5), (82.6, 0.2), 67.5, 61.0, 70.1, 0.7),
-    "qqp": Published(0.9, (90.2, 0.5), (90.0, 0.2), 76.3, 77.0, 79.2, 0.7),
-    "stsb": Published(0.5, (88.4, 0.3), (88.2, 0.2), 21.0, 9.2, 19.6, 0.4),
-    "wnli": Published(0.9, (54.9, 1.2), (54.9, 1.2), 53.5, 53.5, 53.3, 0.9),
-    "qnli": Published(0.7, (89.1, 1.0), (88.9, 0.4), 61.9, 60.5, 62.0, 0.5),
-    "mrpc": Published(0.5, (85.2, 0.1), (84.9, 0.4), 69.6, 68.4, 69.6, 0.4),
-    "rte": Published(0.6, (66.2, 3.6), (66.0, 2.4), 56.0, 54.5, 52.7, 0.5),
-    "sst2": Published(0.6, (92.1, 0.1), (91.9, 0.5), 83.1, 80.2, 82.6, 0.5),
-    "cola": Published(0.5, (54.5, 0.4), (53.8, 0.9), 9.6, 0.0, 4.0, 0.4),
-    "squad": Published(0.4, (88.1, 0.6), (87.7, 0.5), 31.8, 18.6, 24.2, 0.2),
-    "mlm": Published(0.7, (63.5, 0.1), (63.2, 0.3), 32.3, 14.4, 42.3, 0.5),
-}
-TARGETS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola", "squad", "mlm")
-# Figure 2, at 70 %: source → score minus dense score on TARGETS, in points, and how many targets but itself it does no worse on
-# than their own ticket. Sources that are not here were not published as numbers.
-FIGURE_2: Mapping[str, tuple[tuple[float, ...], int]] = {
-    "mnli": ((0.14, -0.99, -3.63, -7.04, -1.80, -13.09, -5.41, -1.22, -43.32, -5.26, -5.96), 2),
-    "qqp": ((-1.52, -0.25, -4.22, -2.82, -1.87, -12.93, -5.99, -3.25, -38.01, -6.59, -5.84), 2),
-    "stsb": ((-2.34, -1.93, -1.75, 1.41, -2.97, -12.52, -8.76, -4.13, -50.20, -7.42, -5.89), 1),
-    "sst2": ((-2.24, -1.75, -10.79, -0.94, -3.37, -14.56, -9.24, -2.06, -46.99, -7.11, -5.72), 1),
-    "cola": ((-2.33, -1.90, -10.92, 0.00, -2.84, -14.40, -10.56, -3.48, -15.62, -7.15, -5.67), 1),
-    "squad": ((-1.49, -1.29, -4.31, -0.94, 0.26, -13.17, -6.23, -1.87, -46.48, -2.83, -6.01), 4),
-    "mlm": ((0.20, -0.16, -0.97, 0.12, 0.30, -3.65, -6.35, -0.19, -7.36, -2.29, -0.34), 10),
-    "base, magnitude": ((0.07, -0.57, -3.12, -1.41, -0.01, -12.68, -7.32, -0.99, -22.30, -2.83, -6.39), 4),
-}
-# Table 3, at the sparsities of Table 2: rewind → score on TARGETS, in points. Quoted from memory, not verified: for orientation
-# only.
-TABLE_3_RECALLED: Mapping[str, tuple[float, ...]] = {
-    "full": (82.39, 90.19, 88.44, 54.93, 89.14, 85.23, 66.16, 92.12, 54.51, 88.06, 63.48),
-    "step_0": (82.45, 89.20, 88.12, 54.93, 88.05, 84.07, 66.06, 91.74, 52.05, 87.74, 63.07),
-    "percent_5": (82.99, 88.98, 88.05, 54.93, 88.85, 83.82, 62.09, 92.43, 53.38, 87.78, 63.18),
-    "percent_10": (82.93, 89.08, 88.11, 54.93, 89.02, 84.07, 62.09, 92.66, 52.61, 87.77, 63.49),
-    "percent_20": (83.08, 89.21, 88.28, 55.75, 88.87, 85.78, 61.73, 92.89, 52.02, 87.36, 63.82),
-    "percent_50": (82.94, 89.54, 88.41, 53.32, 88.72, 85.54, 62.45, 92.66, 52.20, 87.26, 64.21),
-    "none": (82.11, 89.97, 88.51, 52.82, 89.88, 85.78, 62.95, 90.02, 52.00, 87.12, 63.77),
 }

@@ -40,9 +40,10 @@ class Context:
     ) -> list[tuple[Rung, Settings]]:
         """The same with their rungs. A rung of an option in `extra`, the experiment's own, concerns it too, and is no setting."""
         known, found = options_of(method), []
-        values = {**implied(self.task, method), **{n: v for n, v in self.values.items() if n in known}, **(own or {})}
+        asked = {**{n: v for n, v in self.values.items() if n in known}, **(own or {})}
         seeds = {SEED_NAMES[name]: value for name, value in self.values.items() if name in SEED_NAMES}
         for rung in self.presets:
+            values = {**implied(self.task, method, {**rung.values, **asked}, rung.preset), **asked}
             single = len(rung.values) == 1
             if single and not (set(rung.values) <= (known - values.keys()) | set(extra)):
                 continue  # an option of another method, or one that is set: no rung of its own

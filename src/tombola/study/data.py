@@ -29,8 +29,10 @@ from tombola.tasks import (
     Rows,
     Task,
     bare_name,
+    corpus_task,
     data_doubts,
     described_task,
+    files_task,
     get_task,
     load_rows,
     shared_texts,
@@ -89,6 +91,15 @@ def named(lab: Lab, task: str | Task) -> str:
     spec = spec_of(task)
     lab.cache["task", spec] = task
     return spec
+
+
+def brought(said: Mapping[str, Any]) -> Task:
+    """The task of files of the user's own, as a study says it: rows with labels, or with `corpus` running text to hide tokens of.
+
+    Raises: as `files_task` and `corpus_task`.
+    """
+    given = {name: value for name, value in said.items() if name != "corpus"}
+    return corpus_task(**given) if said.get("corpus") else files_task(**given)
 
 
 def source_of(lab: Lab, spec: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -76,6 +76,7 @@ class Tally:
     computed: tuple[str, ...]  # keys of those computed by this run, not by another on the same store
     failed: Mapping[str, str]  # key → reason
     blocked: Mapping[str, str]  # key → key of the failed cell it would have needed
+    stopped: Mapping[str, str] = field(default_factory=dict)  # key → why it was not worth computing
 
 
 class Watch:
@@ -293,10 +294,9 @@ def _bring_rows(lab: Lab, cell: Cell) -> None:
     for one in cell.needed():
         spec = one.settings.get("data", {}).get("task")
         if spec in files and ("task", spec) not in lab.cache:
-            from tombola.study.data import named
-            from tombola.tasks import files_task
+            from tombola.study.data import brought, named
 
-            named(lab, files_task(**files[spec]))
+            named(lab, brought(files[spec]))
 
 
 def title_of(cell: Cell) -> str:
@@ -335,9 +335,18 @@ class _Front:
 
 
 def run_cells(
-    lab: Lab, cells: Sequence[Cell], executor: "Executor", watch: Watch | None = None, *, budget: int | None = None
+    lab: Lab,
+    cells: Sequence[Cell],
+    executor: "Executor",
+    watch: Watch | None = None,
+    *,
+    budget: int | None = None,
+    stop: Callable[[Cell], str | None] = lambda cell: None,
 ) -> Tally:
     """Computes what is missing of these cells, inputs first, as many at a time as the executor has room for.
+
+    stop: asked of a cell when all it needs is there: why it is not worth computing, or None. Neither it nor what stands on it is
+    then tried, and the tally says so.
 
     A cell that fails is noted and those that need it are not tried; all others are. What another `study run` on the same
     store is computing comes last, and is then waited for and loaded. Raises: what planning raises; KeyboardInterrupt.
@@ -363,11 +372,22 @@ def run_cells(
     computed: list[str] = []
     failed: dict[str, str] = {}
     blocked: dict[str, str] = {}
+    stopped: dict[str, str] = {}
     titles = {key: STEPS[cell.step].title(cell) for key, cell in missing.items()}
     watch.begin(titles, {key: STEPS[cell.step].work(cell) for key, cell in missing.items()}, len(asked))
     running: set[str] = set()
+    asked_of: set[str] = set()
     try:
         while front.ready or running:
+            for key in [one for one in front.ready if one not in asked_of]:
+                asked_of.add(key)
+                if (reason := stop(missing[key])) is not None:
+                    front.ready.remove(key)
+                    left_out = [key, *front.lost(key)]
+                    stopped |= dict.fromkeys(left_out, reason)
+                    watch.say(f"{titles[key]}, and {len(left_out) - 1} cells after it, left out: {reason}")
+            if not (front.ready or running):
+                break  # what was left is left out
             if room := min(executor.room(), len(front.ready)):
                 if ranks.size() > 1:  # all ranks have to choose the same
                     front.ready.sort(key=place.__getitem__)
@@ -394,7 +414,7 @@ def run_cells(
     finally:
         executor.close()
         watch.end()
-    return Tally(len(asked), tuple(computed), failed, blocked)
+    return Tally(len(asked), tuple(computed), failed, blocked, stopped)
 
 
 # -------------------------------------------------------------------------------------------------------------- status

@@ -14,7 +14,7 @@ from tombola.study import chen2020, prasanna2020
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
 from tombola.study.presets import Rung, ladder, preset_values
-from tombola.study.runs import implied, plan_controls, plan_ladder, plan_test
+from tombola.study.runs import plan_controls, plan_ladder, plan_test
 from tombola.study.settings import options_of
 
 
@@ -58,7 +58,7 @@ def ladders(context: Context, options: LadderOptions) -> list[Cell]:
     for name in options.of:
         method, own = SEARCHED[name]
         known = options_of(method)
-        values = {**implied(context.task, method), **{n: v for n, v in context.values.items() if n in known}, **own}
+        values = {**{n: v for n, v in context.values.items() if n in known}, **own}
         rungs = plan_ladder(
             context.lab, context.model, context.task, options.presets, values, context.seeds, seeds,
             method=method, kinds=options.kinds, draws=options.draws, retrain=options.retrain,

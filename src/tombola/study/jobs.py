@@ -67,7 +67,7 @@ def find(
     Every run is a cell of `store`; asking again loads it. Raises: TombolaError and its kinds; SettingsError holds every
     wrong setting at once.
     """
-    resolved = resolve({**implied(task, method), **settings}, seeds, own_seeds, method=method, preset=preset)
+    resolved = resolve({**implied(task, method, settings, preset), **settings}, seeds, own_seeds, method=method, preset=preset)
     layouts = Layout.from_yaml(layout) if isinstance(layout, Path | str) else (layout,) if isinstance(layout, Layout) else layout
     lab = lab or open_lab(store, data)
     planned = plan_find(lab, model, task, resolved, seeds, layouts)

@@ -17,11 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from tombola.errors import DataError, SettingsError, TombolaError
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.context import SEARCHED, SEED_NAMES, Context
+from tombola.study.data import brought
 from tombola.study.experiments import EXPERIMENTS, rungs_of
 from tombola.study.kinds import CONTROL_KINDS
 from tombola.study.presets import DEFAULT
 from tombola.study.settings import options_of, resolve
-from tombola.tasks import Task, files_task, get_task, spec_of
+from tombola.tasks import Task, get_task, spec_of
 
 
 def _several(value: object) -> object:
@@ -45,6 +46,15 @@ class FilesOptions(BaseModel):
     metric: str | None = None
 
 
+class CorpusOptions(BaseModel):
+    """Running text of the user's own, for masked language modelling: .txt, or a column of CSV, TSV, JSON Lines, parquet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    train: str
+    validation: str
+    text: str = "text"
+
+
 class Study(BaseModel):
     """What is asked. Every field may stand in a study file, and be set by `--set NAME=VALUE`."""
 
@@ -62,6 +72,9 @@ class Study(BaseModel):
     per_task: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # task → settings that hold for it alone
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # experiment → its options
     files: Mapping[str, FilesOptions] = Field(default_factory=dict)  # name → a task made of files, to be named in tasks
+    corpora: Mapping[str, CorpusOptions] = Field(default_factory=dict)  # name → masked language modelling on files, likewise
+    # no rounds after a level that is certainly lost, by the chain of its own seed; what is left out is said
+    stop_lost_chains: StrictBool = False
     threads: Annotated[StrictInt, Ge(1)] | None = None  # of each cell, part of its key; None: those of this process
     device: str | None = None  # "cpu" | "cuda", part of the key too; None: what is here
     ranks: Annotated[StrictInt, Ge(2)] | None = None  # processes of each cell, started by torchrun; part of the key
@@ -126,17 +139,14 @@ def read_study(name: str, given: Mapping[str, Any] | None = None, assigned: Sequ
         problems += list(_problems(study))
     if problems or study is None:
         raise SettingsError(problems)
-    rooted = {
-        name: files.model_copy(
-            update={
-                split: str((folder / path).absolute())
-                for split, path in (("train", files.train), ("validation", files.validation), ("test", files.test))
-                if path is not None
-            }
-        )
-        for name, files in study.files.items()
-    }
-    return study.model_copy(update={"files": rooted})
+    own = {field: {name: _rooted(one, folder) for name, one in getattr(study, field).items()} for field in ("files", "corpora")}
+    return study.model_copy(update=own)
+
+
+def _rooted(files: BaseModel, folder: Path) -> BaseModel:
+    """The same files by paths that hold anywhere."""
+    paths = {split: getattr(files, split, None) for split in ("train", "validation", "test")}
+    return files.model_copy(update={split: str((folder / path).absolute()) for split, path in paths.items() if path is not None})
 
 
 def _document(name: str) -> tuple[dict[str, Any], Path]:
@@ -216,13 +226,15 @@ def _problems(study: Study) -> Iterable[TombolaError]:
     yield from unknown("experiment", study.experiments, EXPERIMENTS)
     yield from unknown("asked experiment with options", study.options, study.experiments)
     yield from unknown("task of this study with settings of its own", study.per_task, study.tasks)
-    yield from unknown("task of this study made of files", study.files, study.tasks)
+    yield from unknown("task of this study made of files", (*study.files, *study.corpora), study.tasks)
+    if both := sorted(study.files.keys() & study.corpora.keys()):
+        yield TombolaError("a name is of files and of a corpus", got=", ".join(both), expected="a name of its own for each")
     for field in ("model", "tasks", "experiments"):
         values = getattr(study, field)
         if twice := sorted({value for value in values if values.count(value) > 1}):
             yield TombolaError(f"{field} names the same twice", got=", ".join(twice))
     for task in study.tasks:
-        if task not in study.files and not task.startswith("hub:"):
+        if task not in study.files and task not in study.corpora and not task.startswith("hub:"):
             try:
                 get_task(task)
             except DataError as error:
@@ -343,10 +355,13 @@ def _trained_once(parts: Sequence[Part]) -> list[Part]:
 
 def _task(lab: Lab, study: Study, name: str) -> "str | Task":
     """A task of the study; one made of files is read, and where they lie is kept for other processes."""
-    if name not in study.files:
+    if name in study.corpora:
+        said = study.corpora[name].model_dump() | {"corpus": True}
+    elif name in study.files:
+        said = study.files[name].model_dump(exclude_none=True)
+    else:
         return name
-    said = study.files[name].model_dump(exclude_none=True)
-    task = files_task(**said)
+    task = brought(said)
     lab.cache.setdefault("files of tasks", {})[spec_of(task)] = said
     return task
 

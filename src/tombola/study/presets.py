@@ -66,6 +66,10 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "mlm_eval_masks": ("fixed_by_seed", "redrawn", "fixed_by_seed"),
     "mlm_accuracy_weight": ("masked_tokens", "padded_tokens", "masked_tokens"),
     "artefact_level": ("single", "off_by_one", "single"),
+    "pruned_weight_decay": ("none", "kept_values", "none"),
+    "squad_epochs": (2, 4, 2),
+    "mlm_finetune_steps": ("16x10000", "8x20000", "16x10000"),
+    "std_kind": ("sample", "none", "sample"),
 }
 
 

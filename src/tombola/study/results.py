@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
+from tombola.study.chain_rows import ChainRows, chain_rows
 from tombola.study.derived import RULES
 from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
@@ -156,10 +157,18 @@ class Results:
     shared_values: tuple[Any, ...] = ()
     shared_errors: tuple[Any, ...] = ()
     transfers: tuple[Any, ...] = ()
+    chains: ChainRows = field(default_factory=ChainRows)  # levels of chains of rounds, and what was made of their masks
 
 
 def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     """Everything the finished cells of a store say, or those of them in `keys`; sorted: the same store gives the same page."""
+    from tombola.ticket import reading_chains
+
+    with reading_chains():
+        return _collect(store, keys)
+
+
+def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     from tombola.study.cells import cell_of, read_json, read_rows
     from tombola.study.cost import total_cost
 
@@ -175,6 +184,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
     twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
+    entries.sort(key=lambda entry: _from_the_first(cells[entry.key]))
     variants = _variants(cells)
     stands_for: dict[str, Variant] = {}
     again = (cell for cell in cells.values() if cell.step == "retrain")
@@ -227,6 +237,8 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
     if spent.cells:
         provenance["cost"], provenance["energy"] = spent.lines()
     further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
+    places = {entry.key: entry.folder for entry in entries}
+    further["chains"] = chain_rows({key: cells[key] for key in places}, lambda cell: places.get(cell.key), short)
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),
@@ -238,6 +250,14 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         frontiers=tuple(read_frontiers(store, keys)),
         **further,
     )
+
+
+def _from_the_first(cell: "Cell") -> tuple[str, ...]:
+    """The keys of a chain up to a round, so that sorted by it levels follow each other; of any other cell its own."""
+    from tombola.study.cells import Cell
+
+    before = cell.inputs.get("ticket") if cell.step == "round" else None
+    return (*(_from_the_first(before) if isinstance(before, Cell) else ()), cell.key)
 
 
 def _trained(cell: "Cell") -> "Cell":

@@ -18,10 +18,11 @@ from tombola.study.data import check_parts, named, rows_said, source_of, task_of
 from tombola.study.derived import check_rule
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.study.lesions import Cut, check_cut
-from tombola.study.presets import DEFAULT, Rung, ladder
+from tombola.study.presets import DEFAULT, Rung, ladder, preset_values
 from tombola.study.settings import RetrainSettings, Settings, options_of, resolve
 from tombola.study.steps import STEPS
 from tombola.tasks import Task, get_task
+from tombola.train import RunSeeds
 from tombola.tuned import DAMP, LIMIT
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def plan_find(
     common = common_settings(lab, model, task, settings, layout)
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
-        shared = common | {"seeds": {"run": run} | asdict(seeds)}
+        shared = of_seed(common, run, seeds)
         training = shared | {"train": settings.train.plain(), "keep_weights": True} | ({"design": design} if design else {})
         loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
         teacher = {"teacher": step_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
@@ -102,10 +103,20 @@ def plan_find(
         learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
         search = step_cell("search", searching | learning[0], model=dense, **learning[1])
         found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
-    if any(lab.store.load(one.search.key) is None for one in found):
+    check_base(lab, common, settings, [one.search for one in found])
+    return found
+
+
+def of_seed(common: Mapping[str, Any], run: int, seeds: RunSeeds) -> dict[str, Any]:
+    """What the cells of one run seed share."""
+    return {**common, "seeds": {"run": run} | asdict(seeds)}
+
+
+def check_base(lab: Lab, common: Mapping[str, Any], settings: Settings, searches: Sequence[Cell]) -> None:
+    """As `check_parts`, of what is to be searched; nothing where all searches are in the store."""
+    if any(lab.store.load(one.key) is None for one in searches):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
-    return found
 
 
 def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
@@ -273,9 +284,10 @@ def plan_ladder(
     `values`, and what the task implies, are set on every rung, whatever its preset says; an option set so makes no rung.
     Raises: as `resolve` and `plan_find`.
     """
-    rungs, values = [], {**implied(task, method), **values}
-    for rung in ladder(text, options_of(method) - values.keys()):
-        settings = resolve({**rung.values, **values}, run_seeds, own_seeds, method=method, preset=rung.preset)
+    rungs = []
+    for rung in ladder(text, options_of(method) - {**implied(task, method, values), **values}.keys()):
+        asked = {**rung.values, **implied(task, method, {**rung.values, **values}, rung.preset), **values}
+        settings = resolve(asked, run_seeds, own_seeds, method=method, preset=rung.preset)
         found = plan_find(lab, model, task, settings, run_seeds, layout)
         tested = [plan_test(one.search, one.dense, settings.retrain, retrain=retrain) for one in found] if retrain else []
         for one in found:
@@ -285,18 +297,30 @@ def plan_ladder(
     return rungs
 
 
-def implied(task: str | Task, method: str) -> dict[str, Any]:
-    """Settings that a task sets where the user does not: rows it has for choosing masks are what masks are chosen on; and a
-    share of a log-likelihood, which is negative, is a share of what it is above its line."""
+def implied(task: str | Task, method: str, given: Mapping[str, Any] | None = None, preset: str = DEFAULT) -> dict[str, Any]:
+    """Settings that a task sets where the user does not (`given` are the user's): rows it has for choosing masks are what masks
+    are chosen on; a share of a log-likelihood, which is negative, is a share of what it is above its line; SQuAD and masked
+    language modelling are as long as the preset says. Options that play no part on this task are set too: they make no rung.
+    """
     if isinstance(task, str) and task.startswith("hub:"):
         return {}
     known = task if isinstance(task, Task) else get_task(task)
-    said = {"selection_split": "validation"} if "selection" in known.splits else {}
-    options = options_of(method)
+    said: dict[str, Any] = {"selection_split": "validation"} if "selection" in known.splits else {}
+    options, given = options_of(method), given or {}
     if not known.labels and "floor_rule" in options:
         said["floor_rule"] = "fraction_above_baseline"
     if known.metric != "pearson" and "stsb_stop_metric" in options:
         said["stsb_stop_metric"] = "pearson"  # plays no part, and makes no rung
+    own = preset_values(preset, options) | dict(given)
+    if "squad_epochs" in options:
+        if known.form == "span" and not {"epochs", "steps"} & given.keys():
+            said["epochs"] = own["squad_epochs"]
+        else:
+            said["squad_epochs"] = ImpSettings().squad_epochs
+        if known.form == "masked" and not {"epochs", "steps", "batch_size"} & given.keys():
+            said["batch_size"], said["steps"] = map(int, own["mlm_finetune_steps"].split("x"))
+        else:
+            said["mlm_finetune_steps"] = ImpSettings().mlm_finetune_steps
     return said
 
 

@@ -120,8 +120,10 @@ def _trained(
         hold(model, anatomy, mask)
     if one.start == "snapshot":
         snapshot.check(model, mask, carried=head if one.head == "carried" else ())
+    digest = snapshot.digest
+    del snapshot  # a whole model: not to be there while moments are
     if one.level == 0 and options.mlm_first_cut == "before_training":
-        return model, anatomy, snapshot.digest, None
+        return model, anatomy, digest, None
     stretch = Stretch(
         steps=one.steps, schedule_steps=one.schedule_steps, rows_from=one.rows_from, schedule_from=one.schedule_from
     )
@@ -130,7 +132,7 @@ def _trained(
     wrong = [name for name, kept in mask.values.items() if bool(model.get_parameter(name).detach().cpu()[~kept].ne(0).any())]
     if wrong:
         raise SearchError("removed values moved while the round was trained", got=", ".join(wrong[:5]), expected="exactly 0")
-    return model, anatomy, snapshot.digest, log
+    return model, anatomy, digest, log
 
 
 def _train(
