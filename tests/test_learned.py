@@ -19,15 +19,8 @@ from tombola.gates import first_tensor, masked
 from tombola.mask import Mask
 from tombola.prune import count_of
 from tombola.scope import scope_parameters
-from tombola.search.learned import (
-    THRESHOLD,
-    LearnedSettings,
-    ScoredMask,
-    check_learned,
-    check_scores,
-    learn_mask,
-    sparsity_at,
-)
+from tombola.search.learned import THRESHOLD, LearnedSettings, check_learned, looks_at, sparsity_at
+from tombola.search.scored import ScoredMask, check_scores, learn_mask
 from tombola.tasks.encode import Encoded
 from tombola.train import RunSeeds
 
