@@ -317,7 +317,13 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
         if one.step == "derive":
             flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
             flat["mask"] = RULES[one.settings["rule"]].family
+        if one.step == "fine_tune":  # said of all, likewise
+            flat["loss"] = one.settings.get("loss", {}).get("loss", "ce")
+            flat["trained_steps"] = one.settings.get("stretch", {}).get("steps", "all")
+        if one.step == "search":
+            flat["learned_on"] = bare_name(str(one.settings.get("learned_on", flat)["task"]))
         if one.step == "retrain":
+            flat["retrain_loss"] = one.settings.get("loss", {}).get("loss", "ce")
             flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
         if "start" in one.settings:
             start = one.inputs["start"]

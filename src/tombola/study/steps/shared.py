@@ -125,7 +125,7 @@ def score_rows(
 
 
 def as_labelled(data: TaskData, role: str, predictions: Predictions, how: Merge = "after_argmax") -> Predictions:
-    """Predictions in the classes that rows of this role are labelled with: of a challenge they may be fewer than the model has."""
+    """Predictions in the classes that rows of this role are labelled with: a challenge may have fewer of them than the model."""
     task = data.task
     if role != "challenge" or not task.merges:
         return predictions
