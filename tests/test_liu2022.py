@@ -209,3 +209,42 @@ def test_marks_are_right_as_often_as_asked_and_always_wrong_in_the_challenge(dat
         marked = round(0.5 * len(rows))
         assert right == (0 if role == "challenge" else round(0.8 * marked))
         assert rows.groups.count("unmarked") == (0 if role == "challenge" else len(rows) - marked)
+
+
+# ------------------------------------------------------------------------------------------------ what the cells say
+
+
+def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) -> None:
+    from tombola.report.build import render
+    from tombola.study.results import collect
+    from tombola.study.robust_rows import halved, summaries
+
+    options = {"pipeline-a": {"sparsities": (0.5,)}, "pipeline-b": {"sparsities": (0.5,)}, "pipeline-c": {"sparsities": (0.5,)}}
+    keys: set[str] = set()
+    for name, chosen in options.items():
+        plan = planned(lab, tiny_folder, name, **chosen)
+        lab.run(list(plan.cells.values()))
+        keys |= plan.cells.keys()
+    found = collect(lab.store, keys)
+    arms = {(r.arm.pipeline, r.arm.how, r.arm.mask_loss, r.arm.weight_loss, r.arm.sparsity) for r in found.robust}
+    assert arms == {
+        ("full", "", "", "ce", 0.0),
+        ("a", "learned", "ce", "ce", 0.5),
+        ("a", "learned", "poe", "ce", 0.5),
+        ("a", "one-shot", "", "ce", 0.5),
+        ("b", "learned", "poe", "ce", 0.5),
+        ("b", "learned", "poe", "poe", 0.5),
+        ("c", "learned", "ce", "none", 0.5),
+        ("c", "learned", "poe", "none", 0.5),
+    }
+    by_arm = {(one.arm.pipeline, one.arm.mask_loss, one.arm.weight_loss): one for one in summaries(found.robust)}
+    names = {"dense": ("full", "", "ce"), "a": ("a", "poe", "ce"), "b": ("b", "poe", "poe"), "c": ("c", "poe", "none")}
+    steps = {name: by_arm[key].steps for name, key in names.items()}
+    assert steps == {"dense": 20, "a": 20 + 10, "b": 20 + 10 + 20, "c": 10}, "all that a model stands on"
+    row = next(one for one in found.robust if one.arm.pipeline == "a" and one.arm.mask_loss == "poe")
+    assert row.gap == pytest.approx(row.scores["report"]["accuracy"] - row.scores["challenge"]["accuracy"])
+    assert set(row.groups) == {name for name in row.groups if name.startswith("conflicting/")} and row.rows["challenge"] == 60
+    assert {one.arm.pipeline for one in halved(found.robust)} == {"a", "b", "c"}
+    page = render(found)
+    assert "What is left of the shortcut?" in page and "Which challenge rows are lost?" in page and "product of experts" in page
+    assert "When can mask training begin?" not in page, "nothing was asked of it"

@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import compress
 
 from tombola.errors import StoreError
-from tombola.report import about_beside, about_masks, about_removal, about_study, about_variants
+from tombola.report import about_beside, about_masks, about_removal, about_robust, about_study, about_variants
 from tombola.report.about_conclusions import claims_table, overview_table, said_of
 from tombola.report.about_scores import flat_table, glance_table, score_part
 from tombola.report.about_tickets import overlap_part, search_part, size_part, survival_part
@@ -45,7 +45,10 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("modes", "What training owes to what", (about_variants.mode_parts,)),
     ("attention", "What heads look at", (about_beside.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
-    ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
+    ("groups", "Shortcuts", (
+        about_robust.robust_parts, about_robust.group_parts, about_robust.start_parts, about_robust.schedule_parts,
+        about_beside.subgroup_parts,
+    )),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
     ("settings-compared", "What settings change", (about_variants.setting_parts,)),
     ("reference", "Beside published numbers", (about_beside.reference_parts,)),

@@ -13,6 +13,7 @@ from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
+from tombola.study.robust_rows import RobustRow, robust_rows
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Results:
     magnitudes: tuple[Magnitude, ...] = ()
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
+    robust: tuple[RobustRow, ...] = ()  # of tasks with challenge rows, where anything was learned or trained against a bias
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
 
 
@@ -229,6 +231,7 @@ def collect(store: "Store", keys: Collection[str] | None = None) -> Results:
         tuple(warnings),
         tuple(sorted(lesions, key=_order)),
         variants=stands_for,
+        robust=robust_rows(cells, {entry.key: entry.folder for entry in store.entries() if entry.key in cells}),
         **further,
     )
 
@@ -479,7 +482,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         shared_with_good=details.get("shared_with_good", {}),
         head_importance=None if of_heads is None else tuple(tuple(row) for row in of_heads.tolist()),
         mlp_importance=None if of_mlps is None else tuple(of_mlps.tolist()),
-        path=tuple(PathStep(**step) for step in details.get("path", ())),
+        path=tuple(PathStep(**step) for step in details.get("path", ()) if "passed" in step),  # of a method that tries masks
         floor_score=details.get("floor_score"),
         full_score=details.get("full_score"),
         selection_rows=next((m["n"] for m in ticket.metrics if m["split"] == "selection"), None),
