@@ -77,6 +77,9 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "sparsity_refresh_steps": (1000, "any", 1),
     "gradual_end": ("any", 1.0, 0.75),
     "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
+    "mask_learning_rate": (5e-5, 5e-5, None),
+    "bias_predictions": ("any", "in_sample", "out_of_fold"),
+    "reweight_normalisation": ("none", "batch_weight_sum", "batch_weight_sum"),
 }
 # Of the same list, and no settings of cells: how figures and tables read what is stored.
 LATER = {

@@ -20,6 +20,9 @@ Estimator = Literal["identity", "clamped", "bernoulli", "hard_concrete"]
 ScoreInit = Literal["hard", "soft", "random", "double_uniform", "uniform", "zero"]
 Rule = Literal["exact_top_k", "gt_threshold", "ge_threshold"]
 
+# A score that has no signal is moved by Adam all the same, some 0.6 · rate · √steps far under a rate that falls to 0. So the rate
+# that lets noise go as far as the published one does, whatever the number of steps, is this over √steps (5e-5 · √61,360).
+RATE = 0.0124
 THRESHOLD = 0.01  # t of the published initialisations: a hard start has scores of 0 and 2t
 
 
@@ -46,7 +49,8 @@ class LearnedSettings:
     mask_loss: LossName = "ce"  # see `tombola.losses`; a teacher is the model itself
     train_weights: bool = False  # movement pruning: weights are trained beside the scores
     mask_epochs: Annotated[int, Ge(1)] = 5
-    mask_learning_rate: Annotated[float, Gt(0)] = 5e-5  # of scores; at this rate a hard start needs some 200 steps to cross t
+    # of scores; None: `RATE` / √steps. The published 5e-5 is for 61,360 steps: in a few hundred the mask stays where it started
+    mask_learning_rate: Annotated[float, Gt(0)] | None = None
     mask_warmup_steps: Annotated[int, Ge(0)] = 0
     # best: of so many masks met on the way, from a share of training on and never before the last sparsity is reached, the one
     # that scores highest on the selection rows; of equals the first. last: what training ends with
@@ -106,6 +110,11 @@ def sparsity_at(settings: LearnedSettings, share: float) -> float:
         return end + (start - end) * (1 - x) ** 3
     stage = math.floor(x * settings.schedule_stages)
     return float(1 - (1 - start) * ((1 - end) / (1 - start)) ** (stage / settings.schedule_stages))
+
+
+def rate_of(settings: LearnedSettings, steps: int) -> float:
+    """The learning rate of scores, in a run of so many optimizer steps."""
+    return RATE / math.sqrt(max(steps, 1)) if settings.mask_learning_rate is None else settings.mask_learning_rate
 
 
 def looks_at(settings: LearnedSettings, steps: int) -> frozenset[int]:

@@ -14,7 +14,7 @@ concrete: Louizos, Welling, Kingma 2018, with the Lagrangian of Wang, Wohlwend, 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from tombola.errors import MaskError
 from tombola.mask import Mask
 from tombola.prune import count_of, groups, prune
 from tombola.scope import scope_parameters
-from tombola.search.learned import THRESHOLD, LearnedSettings, Unit, check_learned, looks_at, sparsity_at
+from tombola.search.learned import THRESHOLD, LearnedSettings, Unit, check_learned, looks_at, rate_of, sparsity_at
 from tombola.tasks.encode import Encoded
 from tombola.train import Recipe, RunSeeds, TrainLog, TrainSettings, fine_tune
 
@@ -304,13 +304,10 @@ def learn_mask(
     checkpoints and what goes with them, as `fine_tune` takes them; a run that was killed goes on to the same mask.
     Raises: MaskError when the scores end all equal; as `ScoredMask` and `fine_tune`.
     """
-    training = TrainSettings(
-        learning_rate=settings.mask_learning_rate,
-        epochs=settings.mask_epochs,
-        batch_size=batch_size,
-        warmup_steps=settings.mask_warmup_steps,
-    )
-    looks = looks_at(settings, training.steps_of(len(train))) if look is not None else frozenset()
+    training = TrainSettings(epochs=settings.mask_epochs, batch_size=batch_size, warmup_steps=settings.mask_warmup_steps)
+    steps = training.steps_of(len(train))
+    training = replace(training, learning_rate=rate_of(settings, steps))
+    looks = looks_at(settings, steps) if look is not None else frozenset()
     with ScoredMask(model, anatomy, settings, seeds.mask) as scored:
 
         def before_step(step: int, share: float) -> None:

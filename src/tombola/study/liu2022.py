@@ -43,7 +43,7 @@ STUDY: Mapping[str, Any] = {
         "mnli-hans": {"bias_model": "nli-overlap", "bias_vectors": "model", "mask_epochs": 5, "warmup_steps": 3600},
         "qqp-paws": {
             **{"bias_model": "paraphrase-overlap", "bias_vectors": "model", "mask_epochs": 7, "warmup_steps": 3400},
-            **{"learning_rate": 2e-5, "mask_learning_rate": 2e-5},
+            **{"learning_rate": 2e-5},
         },
     },
     "options": {
