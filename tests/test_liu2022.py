@@ -187,6 +187,51 @@ def test_challenge_rows_that_are_trained_on_are_refused(tmp_path: Path) -> None:
         task_data(open_lab(tmp_path / "store", tmp_path), "mnli-hans", settings)
 
 
+def facts(n: int, classes: int, name: str) -> list[dict[str, Any]]:
+    return [{"claim": f"{name} {i} is so", "evidence": f"it is said of {name}", "label": i % classes, "idx": i} for i in range(n)]
+
+
+def test_fever_is_asked_of_three_classes_and_challenged_by_two(tmp_path: Path) -> None:
+    from conftest import write_task
+    from tombola.tasks import get_task, load_rows
+
+    for folder, split, n, classes in (
+        ("fever", "train", 30, 3), ("fever", "validation", 9, 3), ("fever_symmetric", "v2_validation", 4, 2),
+        ("fever_symmetric", "v2_test", 6, 2),
+    ):  # fmt: skip
+        write_task(tmp_path, folder, split, facts(n, classes, folder + split))
+    plain, oracle = (get_task(name) for name in ("fever-symmetric-v2", "fever+symmetric-v2"))
+    challenge = load_rows(plain, "challenge", data_dir=tmp_path)
+    assert challenge.labels == (0, 1) * 3 and challenge.groups == ("SUPPORTS", "REFUTES") * 3 and len(plain.labels) == 3
+    train, more = (load_rows(task, "train", data_dir=tmp_path) for task in (plain, oracle))
+    assert len(train) == 30 and len(more) == 30 + 10 * 4, "ten copies of the challenge's own train rows"
+    assert load_rows(oracle, "challenge", data_dir=tmp_path) == challenge
+    v1 = get_task("fever-symmetric-v1:challenge=v1_minus_heldout")
+    with pytest.raises(DataError, match="v1_minus_heldout"):
+        load_rows(v1, "challenge", data_dir=tmp_path)
+
+
+def test_paws_is_scored_by_both_classes(tmp_path: Path) -> None:
+    from conftest import write_task
+    from tombola.evaluate import score
+    from tombola.tasks import get_task, load_rows
+
+    write_task(tmp_path, "paws_qqp", "validation", [
+        {"sentence1": f"a {i}", "sentence2": f"b {i}", "label": int(i < 2), "idx": i} for i in range(6)
+    ])  # fmt: skip
+    task = get_task("qqp-paws")
+    rows = load_rows(task, "challenge", data_dir=tmp_path)
+    assert rows.groups == ("duplicate",) * 2 + ("not_duplicate",) * 4 and task.splits["challenge"] == "paws_qqp"
+    always = Predictions(rows.ids, torch.tensor([[0.0, 1.0]] * 6), rows.labels)
+    found = {metric: score(always, metric).value for metric in (task.metric, *task.extra_metrics)}
+    assert found == {
+        "accuracy": pytest.approx(2 / 6),
+        "f1": pytest.approx(0.5),
+        "f1_of_0": 0.0,
+        "f1_weighted": pytest.approx(0.5 * 2 / 6),
+    }
+
+
 # ------------------------------------------------------------------------------------------------------ marked rows
 
 
