@@ -276,7 +276,7 @@ def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) 
         ("full", "", "", "ce", 0.0),
         ("a", "learned", "ce", "ce", 0.5),
         ("a", "learned", "poe", "ce", 0.5),
-        ("a", "one-shot", "", "ce", 0.5),
+        ("a", "magnitude", "", "ce", 0.5),
         ("b", "learned", "poe", "ce", 0.5),
         ("b", "learned", "poe", "poe", 0.5),
         ("c", "learned", "ce", "none", 0.5),

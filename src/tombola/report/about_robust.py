@@ -96,7 +96,7 @@ def start_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     for row in study.results.robust:
         if row.arm.how == "learned" and row.arm.pipeline in ("a", "c") and not row.arm.oracle:
             whole = {"pipeline": "a", "weight_loss": "ce"}
-            by_curve.setdefault(without(row.arm, "begun_at", **whole), []).append(row)
+            by_curve.setdefault(without(row.arm, "begun_at", "epochs", **whole), []).append(row)
     found = {arm: rows for arm, rows in by_curve.items() if len({row.arm.begun_at for row in rows}) > 2}
     if not found:
         return ()
@@ -194,7 +194,7 @@ def _curves_of(rows: Sequence[RobustRow]) -> dict[Arm, list[RobustRow]]:
 def _css(arm: Arm) -> str:
     if arm.oracle:
         return "bad"
-    if arm.how == "one-shot":
+    if arm.how not in ("learned", "imp"):
         return "random"
     return CSS.get(arm.weight_loss if arm.pipeline == "b" else arm.mask_loss, "other")
 
@@ -274,6 +274,7 @@ def _said(arm: Arm) -> tuple[str, str, str, str]:
     mask += ", oracle" if arm.oracle else ""
     mask += f", {arm.schedule}" if arm.schedule != "fixed" else ""
     mask += f", begun at {arm.begun_at:.0%}" if 0 < arm.begun_at < 1 else ""
+    mask += f", {arm.options}" if arm.options else ""
     return PIPELINES[arm.pipeline], mask, LOSSES.get(arm.weight_loss, arm.weight_loss), f"{arm.sparsity:.0%}"
 
 

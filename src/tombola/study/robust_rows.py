@@ -4,12 +4,14 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tombola import stats
+from tombola.search.learned import LearnedSettings
 from tombola.stats.estimate import Estimate
+from tombola.store import fingerprint
 from tombola.study.cells import Cell, read_json, read_rows
 from tombola.tasks import bare_name
 
@@ -28,7 +30,7 @@ class Arm:
     model: str
     task: str
     pipeline: str  # of PIPELINES
-    how: str  # what found the mask: learned | one-shot | imp; "" of dense models
+    how: str  # what found the mask: learned | imp | a criterion (magnitude), with "global" where matrices compete; "" of dense
     mask_loss: str  # what the mask was found against; "" where nothing was learned
     weight_loss: str  # what the weights were trained against last; of c "none"
     sparsity: float  # asked for; 0 of dense models
@@ -36,6 +38,9 @@ class Arm:
     begun_at: float  # share of fine-tuning after which the mask began; 1 of most, 0 of c
     schedule: str  # of the sparsity; "fixed" of most
     mask_epochs: int  # 0 where nothing was learned
+    epochs: int  # of the weights, last; 0 of c
+    options: str  # other settings of the search that are not as declared, "name=value, …"
+    run: str  # of rows and of all other settings of training: a fingerprint; arms of different ones are never compared
     preset: str
 
 
@@ -118,10 +123,16 @@ def _arm(cell: Cell) -> Arm | None:
     if any("design" in one.settings or one.step in ("control", "derive", "base_mask") for one in below):
         return None
     searches = [one for one in below if one.step == "search"]
-    said = {"model": settings["model"]["name"], "task": bare_name(str(settings["data"]["task"]))}
+    said: dict[str, Any] = {
+        "model": settings["model"]["name"],
+        "task": bare_name(str(settings["data"]["task"])),
+        "epochs": settings["train"]["epochs"] if "train" in settings else 0,
+        "run": _run(cell),
+    }
     nothing: dict[str, Any] = {
         **{"how": "", "mask_loss": "", "sparsity": 0.0, "oracle": False, "begun_at": 1.0, "schedule": "fixed", "mask_epochs": 0},
         "preset": "",
+        "options": "",
     }
     if cell.step == "fine_tune":
         whole = settings["train"]["epochs"] > 0 and "stretch" not in settings
@@ -137,7 +148,7 @@ def _arm(cell: Cell) -> Arm | None:
     at = _begun(dense)
     learned = search.settings["method"] == "learned"
     found: dict[str, Any] = nothing | {
-        "how": search.settings["method"],
+        "how": "learned" if learned else options["criterion"] + (", global" if options["granularity"] == "global" else ""),
         "mask_loss": options["mask_loss"] if learned else "",
         "sparsity": options["sparsity"],
         "oracle": "learned_on" in search.settings,
@@ -145,10 +156,34 @@ def _arm(cell: Cell) -> Arm | None:
         "schedule": options["schedule"] if learned else "fixed",
         "mask_epochs": options["mask_epochs"] if learned else 0,
         "preset": search.settings["preset"],
+        "options": _options(options) if learned else "",
     }
     if cell.step == "retrain":
         return Arm(**said, **found | {"pipeline": "b", "weight_loss": _loss(cell)})
+    said["epochs"] = dense.settings["train"]["epochs"]
     return Arm(**said, **found | {"pipeline": "c" if at == 0 else "a", "weight_loss": "none" if at == 0 else _loss(dense)})
+
+
+NAMED = (
+    "sparsity",
+    "mask_loss",
+    "schedule",
+    "mask_epochs",
+    "choice_from",
+)  # settings that arms have fields for, or pipelines set
+
+
+def _options(search: Mapping[str, Any]) -> str:
+    declared = {one.name: one.default for one in fields(LearnedSettings)}
+    differing = (name for name in sorted(search) if name not in NAMED and search[name] != declared.get(name))
+    return ", ".join(f"{name}={search[name]}" for name in differing)
+
+
+def _run(cell: Cell) -> str:
+    """Rows, and how weights were trained but for the epochs: of the cell, or of what it stands on."""
+    train = next((one.settings["train"] for one in reversed(list(cell.needed())) if "train" in one.settings), {})
+    how = {name: value for name, value in train.items() if name not in ("epochs", "steps")}
+    return fingerprint([how, dict(cell.settings["data"])])[:6]
 
 
 def _imp_arm(cell: Cell, said: Mapping[str, Any], nothing: Mapping[str, Any]) -> Arm | None:
@@ -224,18 +259,26 @@ class Summary:
 
 def summaries(rows: Sequence[RobustRow]) -> list[Summary]:
     """One for each arm, in the order of pipelines, losses and sparsities."""
-    dense: dict[tuple[str, str, int], RobustRow] = {
-        (row.arm.model, row.arm.task, row.seed): row for row in rows if row.arm.pipeline == "full" and row.arm.weight_loss == "ce"
-    }
+    dense = _dense(rows)
     by_arm: dict[Arm, list[RobustRow]] = {}
     for row in rows:
         by_arm.setdefault(row.arm, []).append(row)
     return [_summary(arm, by_arm[arm], dense) for arm in sorted(by_arm, key=_place)]
 
 
-def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, str, int], RobustRow]) -> Summary:
+def _dense(rows: Iterable[RobustRow]) -> dict[tuple[str, str, str, int], RobustRow]:
+    """(model, task, run, seed) → the dense model trained with cross-entropy; of several numbers of epochs the most."""
+    mine = [row for row in rows if row.arm.pipeline == "full" and row.arm.weight_loss == "ce"]
+    return {_of(row): row for row in sorted(mine, key=lambda row: row.arm.epochs)}
+
+
+def _of(row: RobustRow) -> tuple[str, str, str, int]:
+    return (row.arm.model, row.arm.task, row.arm.run, row.seed)
+
+
+def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, str, str, int], RobustRow]) -> Summary:
     rows = sorted({row.seed: row for row in unsorted}.values(), key=lambda row: row.seed)
-    full = [dense.get((arm.model, arm.task, row.seed)) for row in rows]
+    full = [dense.get(_of(row)) for row in rows]
     there = [(row, one) for row, one in zip(rows, full, strict=True) if one is not None]
     metric = rows[0].metric
 
@@ -267,13 +310,13 @@ def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, 
 def _place(arm: Arm) -> tuple[Any, ...]:
     order = list(PIPELINES).index(arm.pipeline)
     return (arm.model, arm.task, order, arm.oracle, arm.how, arm.weight_loss, arm.mask_loss, arm.begun_at, arm.schedule,
-            arm.mask_epochs, arm.sparsity, arm.preset)  # fmt: skip
+            arm.mask_epochs, arm.epochs, arm.sparsity, arm.preset, arm.options, arm.run)  # fmt: skip
 
 
-def without(arm: Arm, *names: str, **fields: str) -> Arm:
+def without(arm: Arm, *names: str, **others: str) -> Arm:
     """The same arm with the fields named as in an ordinary run, and others set so: what shares a curve."""
-    usual: dict[str, Any] = {"sparsity": 0.0, "begun_at": 1.0, "schedule": "fixed", "mask_epochs": 0}
-    return replace(arm, **{name: usual[name] for name in names}, **fields)
+    usual: dict[str, Any] = {"sparsity": 0.0, "begun_at": 1.0, "schedule": "fixed", "mask_epochs": 0, "epochs": 0}
+    return replace(arm, **{name: usual[name] for name in names}, **others)
 
 
 # ------------------------------------------------------------------------------------------------- the verdict asked for
@@ -295,25 +338,16 @@ def halved(rows: Sequence[RobustRow], *, cut: float = 0.5, kept: float = 0.95) -
 
     Seeds whose dense model has no gap say nothing, and are left out.
     """
-    found = []
+    found, dense = list[Halved](), _dense(rows)
     for one in summaries(rows):
         if one.arm.pipeline == "full":
             continue
         mine = [row for row in rows if row.arm == one.arm]
-        full = {
-            row.seed: row
-            for row in rows
-            if row.arm.pipeline == "full" and row.arm.weight_loss == "ce" and _same(row.arm, one.arm)
-        }
-        shares = [1 - row.gap / full[row.seed].gap for row in mine if row.seed in full and full[row.seed].gap > 0]
+        shares = [1 - row.gap / dense[_of(row)].gap for row in mine if _of(row) in dense and dense[_of(row)].gap > 0]
         share = stats.over_seeds(shares)
         holds = share.value is not None and one.kept.value is not None and share.value >= cut and one.kept.value >= kept
         found.append(Halved(one.arm, len(shares), share, one.kept, holds))
     return found
-
-
-def _same(a: Arm, b: Arm) -> bool:
-    return (a.model, a.task) == (b.model, b.task)
 
 
 def as_records(rows: Sequence[RobustRow]) -> list[dict[str, Any]]:
