@@ -63,7 +63,7 @@ def _search_work(cell: Cell) -> float:
     assert isinstance(dense, Cell)
     if cell.settings["method"] == "learned":
         epochs: int = cell.settings["search"]["mask_epochs"]
-        looks = 2 + cell.settings["search"].get("choice_looks", 0)
+        looks: int = 2 + cell.settings["search"].get("choice_looks", 0)
         return 3.0 * epochs * _rows(dense, "train") + looks * _rows(dense, "selection")
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
