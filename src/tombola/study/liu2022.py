@@ -156,7 +156,7 @@ def pipeline_b(context: Context, options: SubnetOptions) -> list[Cell]:
         for mask_loss in options.mask_losses:
             own: dict[str, Any] = {"loss": "ce", "mask_loss": mask_loss, "sparsity": sparsity}
             for (settings, found), (_, full) in zip(
-                learned(context, own | chosen, until=until), learned(context, own), strict=True
+                learned(context, {**own, **chosen}, until=until), learned(context, own), strict=True
             ):
                 for one, dense in zip(found, full, strict=True):
                     cells += [one.search, dense.dense]
@@ -178,7 +178,7 @@ def pipeline_c(context: Context, options: MaskedBaseOptions) -> list[Cell]:
     cells: list[Cell] = []
     for sparsity in options.sparsities:
         for mask_loss in options.mask_losses:
-            cells += _cells(learned(context, _ANY_TIME | {"mask_loss": mask_loss, "sparsity": sparsity}, until=0.0))
+            cells += _cells(learned(context, {**_ANY_TIME, "mask_loss": mask_loss, "sparsity": sparsity}, until=0.0))
     return cells
 
 
@@ -205,7 +205,7 @@ def oracles(context: Context, options: OracleOptions) -> list[Cell]:
                     if "b" in options.pipelines:
                         cells.append(plan_retrain(one.search, one.dense, settings.retrain))
         if "c" in options.pipelines:
-            cells += _cells(learned(context, own | _ANY_TIME, learned_on=rows, until=0.0))
+            cells += _cells(learned(context, {**own, **_ANY_TIME}, learned_on=rows, until=0.0))
     return cells
 
 

@@ -94,7 +94,7 @@ def robust_row(cell: Cell, folder: Path, folders: Mapping[str, Path]) -> RobustR
         by_role.setdefault(line["role"], []).append(line)
     if not {"report", "challenge"} <= by_role.keys():
         return None
-    steps, flops = _cost(cell, folders | {cell.key: folder})
+    steps, flops = _cost(cell, {**folders, cell.key: folder})
     first = {role: of[0] for role, of in by_role.items()}
     agreed = {role: one["agreement"] for role, one in first.items() if one["agreement"] and one["agreement"]["flips"] is not None}
     counts = agreed["challenge"]["counts"] if "challenge" in agreed else {}
@@ -193,7 +193,7 @@ def _imp_arm(cell: Cell, said: Mapping[str, Any], nothing: Mapping[str, Any]) ->
     options = trained.settings["search"]
     pipeline = "a" if options["rewind"] in ("none", "learning_rate_only") else "b"
     own = {"how": "imp", "mask_loss": _loss(cell), "weight_loss": _loss(cell), "sparsity": options["sparsity"]}
-    return Arm(**said, **nothing | own | {"pipeline": pipeline, "preset": cell.settings["preset"]})
+    return Arm(**said, **{**nothing, **own} | {"pipeline": pipeline, "preset": cell.settings["preset"]})
 
 
 def _loss(cell: Cell) -> str:
@@ -313,7 +313,7 @@ def _place(arm: Arm) -> tuple[Any, ...]:
             arm.mask_epochs, arm.epochs, arm.sparsity, arm.preset, arm.options, arm.run)  # fmt: skip
 
 
-def without(arm: Arm, *names: str, **others: str) -> Arm:
+def without(arm: Arm, *names: str, **others: Any) -> Arm:
     """The same arm with the fields named as in an ordinary run, and others set so: what shares a curve."""
     usual: dict[str, Any] = {"sparsity": 0.0, "begun_at": 1.0, "schedule": "fixed", "mask_epochs": 0, "epochs": 0}
     return replace(arm, **{name: usual[name] for name in names}, **others)
