@@ -181,7 +181,9 @@ def _options(search: Mapping[str, Any]) -> str:
 
 def _run(cell: Cell) -> str:
     """Rows, and how weights were trained but for the epochs: of the cell, or of what it stands on."""
-    train = next((one.settings["train"] for one in reversed(list(cell.needed())) if "train" in one.settings), {})
+    train: Mapping[str, Any] = next(
+        (one.settings["train"] for one in reversed(list(cell.needed())) if "train" in one.settings), {}
+    )
     how = {name: value for name, value in train.items() if name not in ("epochs", "steps")}
     return fingerprint([how, dict(cell.settings["data"])])[:6]
 
