@@ -19,15 +19,8 @@ from tombola.gates import first_tensor, masked
 from tombola.mask import Mask
 from tombola.prune import count_of
 from tombola.scope import scope_parameters
-from tombola.search.learned import (
-    THRESHOLD,
-    LearnedSettings,
-    ScoredMask,
-    check_learned,
-    check_scores,
-    learn_mask,
-    sparsity_at,
-)
+from tombola.search.learned import THRESHOLD, LearnedSettings, check_learned, looks_at, sparsity_at
+from tombola.search.scored import ScoredMask, check_scores, learn_mask
 from tombola.tasks.encode import Encoded
 from tombola.train import RunSeeds
 
@@ -104,6 +97,26 @@ def columns(anatomy: Any, mask: Mask) -> dict[str, Tensor]:
             own[out] = mask.mlps[i].expand(anatomy.shapes[out])
             own[f"{layer.mlp.out.path}.bias"] = mask.mlps[i].expand(anatomy.shapes[f"{layer.mlp.out.path}.bias"])
     return own
+
+
+def test_the_gradient_of_a_score_is_the_slope_of_the_relaxed_loss_by_finite_differences() -> None:
+    model, anatomy, probe = world()
+    model.double()
+    name, weights = "classifier.weight", dict(model.named_parameters())
+    with on(model, anatomy, scope="liu2022") as scored:
+        mask = scored.mask().values
+        first_tensor(model(**probe)).pow(2).sum().backward()
+        found = scored._parts[name].scores.grad.double()
+    relaxed = {one: weights[one].detach() * kept for one, kept in mask.items()}  # W·m, of which one m moves off 0 or 1
+
+    def loss(at: tuple[int, int], step: float) -> float:
+        moved = relaxed[name].clone()
+        moved[at] += step * float(weights[name].detach()[at])
+        with torch.no_grad():
+            return float(torch.func.functional_call(model, relaxed | {name: moved}, kwargs=probe)[0].pow(2).sum())
+
+    for at in [(0, 0), (1, 5), (0, 11), (1, 20)]:
+        assert float(found[at]) == pytest.approx((loss(at, 1e-4) - loss(at, -1e-4)) / 2e-4, rel=1e-3, abs=1e-7)
 
 
 @settings(max_examples=15)
@@ -437,6 +450,37 @@ def test_a_rising_schedule_ends_at_its_target_and_says_so_exactly(knows: Any) ->
     )
     assert all(part.numel() - int(part.sum()) == round(0.9 * part.numel()) for part in found.mask.values.values())
     assert seen[0] == 0 and seen == sorted(seen) and len(seen) == found.log.steps
+
+
+def test_looks_begin_where_asked_and_where_the_last_sparsity_is_reached() -> None:
+    assert looks_at(LearnedSettings(choice_from=0.5), 20) == {10, 12, 14, 16, 18}
+    rising = LearnedSettings(sparsity=0.9, schedule="cubic", choice_from=0.5)  # there at 0.75
+    assert looks_at(rising, 20) == {16, 18}
+    assert looks_at(LearnedSettings(choice_from=0.0, choice_looks=2), 20) == {10}, (
+        "the mask of the start is none that was learned"
+    )
+    assert looks_at(LearnedSettings(mask_choice="last"), 20) == frozenset()
+
+
+def test_the_mask_that_is_taken_is_the_one_that_scored_highest_on_the_way(knows: Any) -> None:
+    model, anatomy, train = knows
+    settings = LearnedSettings(
+        **{**FAST, "mask_epochs": 1}, choice_from=0.2, choice_looks=2
+    )  # before steps 3 and 8, and after 13
+    assert sorted(looks_at(settings, 13)) == [3, 8]
+    met: list[dict[str, Tensor]] = []
+
+    def look() -> float:
+        kept = {name.split(".parametrizations")[0]: b.clone() for name, b in model.named_buffers() if name.endswith(".0.kept")}
+        met.append(kept)
+        return [0.2, 0.7, 0.7][len(met) - 1]
+
+    found = learn_mask(model, anatomy, train, settings, SEEDS, look=look, batch_size=16)
+    assert found.chosen_at == 8 and len(met) == 3, "of equals the first"
+    for name, kept in met[1].items():
+        assert torch.equal(found.mask.values[f"{name}.weight"], kept)
+    last = learn_mask(model, anatomy, train, LearnedSettings(**{**FAST, "mask_epochs": 1}), SEEDS, batch_size=16)
+    assert last.chosen_at == 13 and last.mask != found.mask
 
 
 def spy(seen: list[float], share: float, logits: Tensor, labels: Tensor) -> Tensor:

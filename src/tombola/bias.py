@@ -153,6 +153,7 @@ class BiasModel:
     features: Callable[[Sequence[Sequence[str]], Vectors], Any]  # texts of each row → matrix, or texts for an n-gram model
     pipeline: Callable[[], Any]  # an sklearn classifier of these
     merged: str | None = None  # the class that is told from all others, which then share what is left
+    texts: int = 2  # that a row must have
 
 
 def _pairs(of: Callable[[str, str, Vectors], list[float]]) -> Callable[[Sequence[Sequence[str]], Vectors], Any]:
@@ -189,7 +190,15 @@ def _uni_and_bigrams(text: str) -> list[str]:
 BIAS_MODELS: Mapping[str, BiasModel] = {
     "nli-overlap": BiasModel("seven overlap features, entailment or not", _pairs(nli_features), _logistic, merged="entailment"),
     "paraphrase-overlap": BiasModel("overlap of the two texts", _pairs(paraphrase_features), _multinomial),
-    "first-text": BiasModel("n-grams of the first text alone (a claim)", lambda texts, _: [row[0] for row in texts], _ngrams),
+    "first-text": BiasModel(
+        "n-grams of the first text alone (a claim)", lambda texts, _: [row[0] for row in texts], _ngrams, texts=1
+    ),
+    "first-word": BiasModel(
+        "the first word of the last text alone (a mark)",
+        lambda texts, _: [" ".join(words(row[-1])[:1]) for row in texts],
+        _ngrams,
+        texts=1,
+    ),
     "second-text": BiasModel(
         "n-grams of the second text alone (a hypothesis)", lambda texts, _: [row[1] for row in texts], _ngrams
     ),
@@ -256,7 +265,7 @@ def bias_predictions(
     if name not in BIAS_MODELS:
         raise DataError(f"unknown bias model {name!r}", expected=", ".join(BIAS_MODELS))
     model, y = BIAS_MODELS[name], np.asarray(labels)
-    if model.features is not BIAS_MODELS["first-text"].features and min(map(len, texts)) < 2:
+    if min(map(len, texts)) < model.texts:
         raise DataError(f"the bias model {name} reads two texts", got="rows of one text", expected="pairs")
     if model.merged is not None and model.merged not in classes:
         raise DataError(f"the bias model {name} tells {model.merged} from the rest", got=", ".join(classes))

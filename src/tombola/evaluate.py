@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Literal
 
 import numpy as np
 import torch
@@ -161,6 +162,18 @@ def _f1(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
     return float(f1_score(labels, predicted, pos_label=1, zero_division=0.0))
 
 
+def _f1_of_0(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, pos_label=0, zero_division=0.0))
+
+
+def _f1_weighted(labels: Sequence[Answer], predicted: Sequence[Answer]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="weighted", zero_division=0.0))
+
+
 # Values that differ by less than this share of the largest are one answer in fp32, and their differences rounding: an
 # emptied network would else score whatever the shapes of its batches left in the last digits.
 CONSTANT = 1e-6
@@ -192,6 +205,8 @@ METRICS: dict[str, Callable[[Sequence[Answer], Sequence[Answer]], float]] = {
     "accuracy": _accuracy,
     "matthews": _matthews,
     "f1": _f1,
+    "f1_of_0": _f1_of_0,
+    "f1_weighted": _f1_weighted,
     "pearson": _pearson,
     "spearman": _spearman,
     "mean_pearson_spearman": lambda labels, predicted: (_pearson(labels, predicted) + _spearman(labels, predicted)) / 2,
@@ -284,6 +299,39 @@ def _token_score(predictions: Predictions, metric: str) -> Score:
     if metric == "perplexity":
         value, line = math.exp(-value), math.exp(-line)
     return Score(metric, value, len(predictions.ids), line)
+
+
+Merge = Literal["after_argmax", "sum_probability"]
+
+
+def merged(predictions: Predictions, into: Sequence[int], how: Merge) -> Predictions:
+    """The same predictions in fewer classes: class i of the model counts as class `into[i]` of these rows' labels.
+
+    after_argmax: as if each row's first class were renamed. sum_probability: by the summed probability of the classes that count
+    as one. They differ where two classes that count alike share what the third has less than both together have.
+    Source: HANS of a model of three classes; McCoy et al. 2019 do the first.
+    """
+    logs, target = predictions.logits.log_softmax(-1), torch.tensor(into)
+    columns = [logs[:, target == c] for c in range(max(into) + 1)]
+    joined = [column.amax(-1) if how == "after_argmax" else column.logsumexp(-1) for column in columns]
+    return Predictions(predictions.ids, torch.stack(joined, -1), predictions.labels)
+
+
+def calibration_error(predictions: Predictions, bins: int = 15) -> float:
+    """Expected calibration error, in [0, 1]: over bins of the first class's probability, the mean distance between that and how
+    often it is right, each bin by its rows. 0 = probabilities mean what they say.
+
+    Source: Naeini, Cooper, Hauskrecht 2015, as Guo et al. 2017 use it: bins of equal width.
+    """
+    sure, answer = predictions.logits.double().softmax(-1).max(-1)
+    right = answer == torch.tensor(predictions.labels)
+    bin_of = (sure * bins).ceil().long().clamp(1, bins)
+    gaps = [
+        float((right[here].double().mean() - sure[here].mean()).abs()) * int(here.sum())
+        for here in (bin_of == b for b in range(1, bins + 1))
+        if bool(here.any())
+    ]
+    return sum(gaps) / len(sure)
 
 
 def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric: str = "accuracy") -> dict[str, Score]:

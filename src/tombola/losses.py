@@ -57,7 +57,7 @@ class LossSettings:
 
     loss: LossName = "ce"  # of the dense model, and of tickets that are retrained; a learned mask has its own, `mask_loss`
     # of `tombola.bias`: what losses against a bias need
-    bias_model: Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text"] | None = None
+    bias_model: Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text", "first-word"] | None = None
     bias_predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     bias_vectors: Literal["none", "model"] = "none"  # word vectors of overlap features: none, or the base's input embeddings
     reweight_normalisation: Normalisation = "batch_weight_sum"

@@ -24,6 +24,7 @@ from tombola.report import (
     about_heads,
     about_masks,
     about_removal,
+    about_robust,
     about_study,
     about_transfer,
     about_values,
@@ -60,7 +61,10 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("modes", "What training owes to what", (about_variants.mode_parts,)),
     ("attention", "What heads look at", (about_heads.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
-    ("groups", "Shortcuts", (about_beside.subgroup_parts,)),
+    ("groups", "Shortcuts", (
+        about_robust.robust_parts, about_robust.group_parts, about_robust.start_parts, about_robust.schedule_parts,
+        about_beside.subgroup_parts,
+    )),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
     ("chains", "Chains of train, prune, rewind", (
         about_chains.chain_parts, about_chains.beside_parts, about_chains.rewinding_parts, about_chains.connectivity_parts,

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tombola.search.imp import ImpSettings, imp
-from tombola.search.learned import LearnedSettings, learn_mask
+from tombola.search.learned import LearnedSettings
 from tombola.search.magnitude import MPruneSettings, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
+from tombola.search.scored import learn_mask
 from tombola.search.structured import SPruneSettings, s_prune
 
 # method -> (search, its settings). The name on the command line is the key.

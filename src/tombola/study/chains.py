@@ -15,6 +15,7 @@ from typing import Any
 from tombola.anatomy import Layout
 from tombola.errors import SettingsError, TombolaError
 from tombola.levels import Levels
+from tombola.losses import LOSSES
 from tombola.search.imp import Round, rounds, settings_for, sparsities
 from tombola.study.cells import Cell, Lab
 from tombola.study.data import task_of
@@ -83,7 +84,7 @@ def plan_chains(
 
     Raises: as `plan_find`; SettingsError for a rewind step that cannot be read or is past the end of a round.
     """
-    from tombola.study.runs import check_base, common_settings, of_seed, step_cell
+    from tombola.study.runs import check_base, common_settings, of_seed, plan_bias, step_cell
 
     common = common_settings(lab, model, task, settings, layout)
     mlm = "mlm" in common["data"]
@@ -101,11 +102,15 @@ def plan_chains(
         if mlm and settings.search.mlm_eval_masks == "redrawn":
             own |= {"data": own["data"] | {"mlm": own["data"]["mlm"] | {"eval_seed": 1 + run}}}
         shared = own | {"train": train.plain()}
-        dense = step_cell("fine_tune", shared | {"keep_weights": True})
+        known = plan_bias(common, settings.loss, settings.loss.loss)
+        if "teacher" in LOSSES[settings.loss.loss].needs:
+            known["teacher"] = step_cell("fine_tune", shared | {"keep_weights": True})
+        shared |= settings.loss.plain(settings.loss.loss)  # of the dense model and of every round
+        dense = step_cell("fine_tune", shared | {"keep_weights": True}, **known)
         snapshot = None
         if first:
             stretch = {"steps": first, "schedule_steps": plan[0].schedule_steps, "rows_from": 0, "schedule_from": 0}
-            snapshot = step_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True})
+            snapshot = step_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True}, **known)
         given: dict[str, Cell] = {} if snapshot is None else {"snapshot": snapshot}
         levels: list[Cell] = []
         for one, after in zip(plan, [*plan[1:], None], strict=True):
@@ -120,10 +125,10 @@ def plan_chains(
                 "keep_weights": after is not None and after.start == "carried",
                 "keep_head": after is not None and after.head == "carried" and after.start == "snapshot",
             }
-            inputs: dict[str, Cell] = {"dense": dense} | given | ({"ticket": levels[-1]} if levels else {})
+            inputs: dict[str, Cell] = {"dense": dense} | known | given | ({"ticket": levels[-1]} if levels else {})
             if level == 0 and _is_dense(one, options.mlm_first_cut == "before_training", train.steps_of(rows)):
                 described |= {"keep_weights": False, "keep_head": False}  # the dense model has both
-                inputs = {"dense": dense, "model": dense}
+                inputs = {"dense": dense, "model": dense} | known
             levels.append(step_cell("round", shared | described, **inputs))
         *of_levels, last = levels
         chains.append(Chain(run, dense, snapshot, tuple(of_levels), last, at[1:], plan, settings))

@@ -24,6 +24,7 @@ from tombola.tasks import (
     Grammar,
     Hub,
     Loaded,
+    Marked,
     Mixed,
     Role,
     Rows,
@@ -164,6 +165,8 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
             cap = min(len(report), settings["selection_rows"] or len(report))
             selection, name = report.take(range(cap)), task.splits["report"]
         doubts, challenge = list(data_doubts(task, rows)), rows.get("challenge")
+        if challenge is not None:
+            doubts += _seen_in_train(bare_name(spec), train, challenge)
         if settings["selection_split"] == "train":  # as many as the report has; the model is trained on what it is otherwise
             cap = min(len(report), len(train), settings["selection_rows"] or len(report))
             selection, name = _drawn(train, cap, settings["split_seed"]), task.splits["train"]
@@ -175,6 +178,22 @@ def task_data(lab: Lab, spec: str, settings: Mapping[str, Any]) -> TaskData:
         lab.cache[known] = TaskData(task, train, selection, report, challenge, leaked, name, tuple(doubts))
     data: TaskData = lab.cache[known]
     return data
+
+
+MOST_SEEN = 0.05  # share of challenge rows that may stand in train, too; with more it challenges nothing
+
+
+def _seen_in_train(task: str, train: Rows, challenge: Rows) -> list[str]:
+    """What is to be said of challenge rows that are trained on. Raises: DataError where they are more than `MOST_SEEN`."""
+    seen = shared_texts(challenge, train)
+    if len(seen) > MOST_SEEN * len(challenge):
+        raise DataError(
+            f"the challenge rows of {task} stand in its train rows",
+            got=f"{len(seen)} of {len(challenge)}: {', '.join(seen[:5])}" + (", …" if len(seen) > 5 else ""),
+            expected=f"none, and at most {MOST_SEEN:.0%}",
+            next="name another split: TASK:challenge=SPLIT",
+        )
+    return [f"{len(seen)} of {len(challenge)} challenge rows stand in train, too"] if seen else []
 
 
 def _drawn(rows: Rows, cap: int, seed: int) -> Rows:
@@ -226,6 +245,8 @@ def _origin(lab: Lab, spec: str, source: Mapping[str, Any] | None) -> list[Any] 
     if isinstance(task.source, Mixed):
         parts = dict.fromkeys(part.task for several in task.source.parts.values() for part in several)
         return [_origin(lab, part, None) for part in parts]
+    if isinstance(task.source, Marked):
+        return ["marked", _origin(lab, task.source.of, None)]
     names = task.source.names if isinstance(task.source, Folders) else (task.folder or task.name,)
     if lab.data_dir is None:
         return [task.source.repo, task.source.config, task.source.revision] if isinstance(task.source, Hub) else [*names]

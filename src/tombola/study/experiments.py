@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from pydantic import StrictBool, StrictInt
 
-from tombola.study import chen2020, prasanna2020
+from tombola.study import chen2020, liu2022, prasanna2020
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
 from tombola.study.presets import Rung, ladder, preset_values
@@ -76,6 +76,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "controls": Experiment("tickets against controls, pruned and retrained", controls, methods_of, ControlsOptions, ("E5",)),
     **prasanna2020.EXPERIMENTS,
     **chen2020.EXPERIMENTS,
+    **liu2022.EXPERIMENTS,
     "ladder": Experiment("what each option costs between two presets", ladders, methods_of, LadderOptions),
 }
 

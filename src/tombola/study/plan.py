@@ -95,12 +95,12 @@ class Study(BaseModel):
 
 def built_in(name: str) -> Mapping[str, Any] | None:
     """A study that comes with tombola, as a file would say it; None when there is none of this name."""
-    from tombola.study import chen2020, prasanna2020
+    from tombola.study import chen2020, liu2022, prasanna2020
 
-    return {"prasanna2020": prasanna2020.STUDY, "chen2020": chen2020.STUDY}.get(name)
+    return {"prasanna2020": prasanna2020.STUDY, "chen2020": chen2020.STUDY, "liu2022": liu2022.STUDY}.get(name)
 
 
-BUILT_IN = ("prasanna2020", "chen2020")
+BUILT_IN = ("prasanna2020", "chen2020", "liu2022")
 
 
 def read_study(name: str, given: Mapping[str, Any] | None = None, assigned: Sequence[tuple[str, Any]] = ()) -> Study:

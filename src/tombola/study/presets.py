@@ -50,8 +50,11 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     # Liu et al. 2022 and llyx97/sparse-and-robust-PLM at 773dab1b
     "mask_rule": ("ge_threshold", "gt_threshold", "exact_top_k"),
     "sparsity_refresh_steps": (1000, 1000, 1),
+    "mask_learning_rate": (5e-5, 5e-5, None),
     "gradual_end": (1.0, 1.0, 0.75),
     "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
+    "bias_predictions": ("in_sample", "in_sample", "out_of_fold"),
+    "reweight_normalisation": ("none", "batch_weight_sum", "batch_weight_sum"),
     # Chen et al. 2020 and VITA-Group/BERT-Tickets at 4d8e035
     "imp_schedule": ("geometric", "linear", "linear"),
     "imp_last_level": (0.9, 1.0, 0.9),

@@ -15,6 +15,7 @@ from tombola.study.chain_rows import ChainRows, chain_rows
 from tombola.study.derived import RULES
 from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
+from tombola.study.robust_rows import RobustRow, robust_rows
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class Results:
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
     frontiers: tuple[Frontier, ...] = ()
+    robust: tuple[RobustRow, ...] = ()  # of tasks with challenge rows, where anything was learned or trained against a bias
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
     # Tables of `tombola.study.overlap`, where `with_shared` made them: it reads masks and predictions again
     shared_values: tuple[Any, ...] = ()
@@ -248,6 +250,7 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
         tuple(sorted(lesions, key=_order)),
         variants=stands_for,
         frontiers=tuple(read_frontiers(store, keys)),
+        robust=robust_rows(cells, {entry.key: entry.folder for entry in store.entries() if entry.key in cells}),
         **further,
     )
 
@@ -346,7 +349,13 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             flat["mask"] = RULES[one.settings["rule"]].family
         if one.step in ("evaluate", "retrain", "tune"):  # said of all, so that what is scaled is not averaged with what is not
             flat["mask_tuning"] = one.step == "tune"
+        if one.step == "fine_tune":  # said of all, likewise
+            flat["loss"] = one.settings.get("loss", {}).get("loss", "ce")
+            flat["trained_steps"] = one.settings.get("stretch", {}).get("steps", "all")
+        if one.step == "search":
+            flat["learned_on"] = bare_name(str(one.settings.get("learned_on", flat)["task"]))
         if one.step == "retrain":
+            flat["retrain_loss"] = one.settings.get("loss", {}).get("loss", "ce")
             flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
         if "start" in one.settings:
             start = one.inputs["start"]
@@ -502,7 +511,7 @@ def _ticket_row(key: str, folder: Path) -> TicketRow:
         shared_with_good=details.get("shared_with_good", {}),
         head_importance=None if of_heads is None else tuple(tuple(row) for row in of_heads.tolist()),
         mlp_importance=None if of_mlps is None else tuple(of_mlps.tolist()),
-        path=tuple(PathStep(**step) for step in details.get("path", ())),
+        path=tuple(PathStep(**step) for step in details.get("path", ()) if "passed" in step),  # of a method that tries masks
         floor_score=details.get("floor_score"),
         full_score=details.get("full_score"),
         selection_rows=next((m["n"] for m in ticket.metrics if m["split"] == "selection"), None),

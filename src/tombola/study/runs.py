@@ -77,10 +77,14 @@ def plan_find(
     layout: Sequence[Layout] | None = None,
     *,
     design: str | None = None,
+    learned_on: str | Task | None = None,
+    until: float = 1.0,
 ) -> list[Found]:
     """The cells of finding a ticket, one `Found` per run seed. Reads the data and, unless all are in the store, the model's
     parts; computes nothing. `layout` says where the parts are, for a model that cannot be read by structure. `design` marks
-    runs that are no seeds of a study, so that results never average them with those.
+    runs that are no seeds of a study, so that results never average them with those. Of a mask that is learned, `learned_on` is
+    another task, of the same classes, whose rows it is learned and chosen on; `until` is the share of fine-tuning, in [0, 1],
+    after which it begins.
 
     Raises: TombolaError for an unknown model, DataError for an unknown task or bad data, and as `check_parts`.
     """
@@ -92,16 +96,20 @@ def plan_find(
     if settings.method == "learned":
         check_learned(settings.search, cell=True)
     common = common_settings(lab, model, task, settings, layout)
+    more: dict[str, Any] = {}
+    if learned_on is not None:
+        more = {"learned_on": common_settings(lab, model, learned_on, settings, layout)["data"]}
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = of_seed(common, run, seeds)
-        training = shared | {"train": settings.train.plain(), "keep_weights": True} | ({"design": design} if design else {})
+        training = shared | training_until(settings, common, until) | {"keep_weights": True}
+        training |= {"design": design} if design else {}
         loss, mask_loss = settings.loss, getattr(settings.search, "mask_loss", "ce")
         teacher = {"teacher": step_cell("fine_tune", training)} if "teacher" in LOSSES[loss.loss].needs else {}
         dense = step_cell("fine_tune", training | loss.plain(loss.loss), **plan_bias(common, loss, loss.loss), **teacher)
         searching = {"method": settings.method, "preset": settings.preset, "search": settings.search_in_use}
         learning = loss.plain(mask_loss), plan_bias(common, loss, mask_loss)  # the teacher of a mask is the model itself
-        search = step_cell("search", searching | learning[0], model=dense, **learning[1])
+        search = step_cell("search", searching | learning[0] | more, model=dense, **learning[1])
         found.append(Found(run, dense, search, step_cell("evaluate", shared, ticket=search, weights=dense)))
     check_base(lab, common, settings, [one.search for one in found])
     return found
@@ -117,6 +125,18 @@ def check_base(lab: Lab, common: Mapping[str, Any], settings: Settings, searches
     if any(lab.store.load(one.key) is None for one in searches):
         objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
         check_parts(lab, common["model"], objective, getattr(settings.search, "scope", None))
+
+
+def training_until(settings: Settings, common: Mapping[str, Any], share: float = 1.0) -> dict[str, Any]:
+    """How a model is trained, up to a share of its steps; at 0 it stays the base, with a head that was drawn."""
+    if share >= 1.0:
+        return {"train": settings.train.plain()}
+    steps = settings.train.steps_of(common["data"]["counts"]["train"])
+    done = round(share * steps)
+    if done == 0:
+        return {"train": replace(settings.train, epochs=0, steps=None).plain()}
+    stretch = {"steps": done, "schedule_steps": steps, "rows_from": 0, "schedule_from": 0}
+    return {"train": settings.train.plain(), "stretch": stretch}
 
 
 def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
@@ -307,6 +327,8 @@ def implied(task: str | Task, method: str, given: Mapping[str, Any] | None = Non
     known = task if isinstance(task, Task) else get_task(task)
     said: dict[str, Any] = {"selection_split": "validation"} if "selection" in known.splits else {}
     options, given = options_of(method), given or {}
+    if method != "learned" and given.get("loss", "ce") == "ce":  # nothing is trained against a bias: they make no rungs
+        said |= {"bias_predictions": "out_of_fold", "reweight_normalisation": "batch_weight_sum"}
     if not known.labels and "floor_rule" in options:
         said["floor_rule"] = "fraction_above_baseline"
     if known.metric != "pearson" and "stsb_stop_metric" in options:

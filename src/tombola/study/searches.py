@@ -16,9 +16,10 @@ from tombola.evaluate import Score, predict, score
 from tombola.gates import Gates, masked
 from tombola.mask import Mask
 from tombola.scope import scope_parameters
-from tombola.search.learned import LearnedSettings, learn_mask
+from tombola.search.learned import LearnedSettings
 from tombola.search.magnitude import MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot
+from tombola.search.scored import learn_mask
 from tombola.search.structured import SPruneSettings, Trial, s_prune
 from tombola.tasks.encode import Encoded
 from tombola.train import Recipe, RunSeeds, TrainLog
@@ -103,9 +104,13 @@ def _learned(asked: Asked) -> Outcome:
     settings = LearnedSettings(**asked.settings)
     full, recipe = score(predict(asked.model, asked.selection), asked.metric), asked.recipe()
     loss, said = (None, {}) if recipe is None else (recipe.loss, recipe.said)
+
+    def look() -> float:
+        return score(predict(asked.model, asked.selection), asked.metric).value
+
     found = learn_mask(
-        asked.model, asked.anatomy, asked.train(), settings, asked.seeds, loss=loss, said=said, batch_size=asked.batch_size,
-        **asked.how,
+        asked.model, asked.anatomy, asked.train(), settings, asked.seeds, loss=loss, look=look, said=said,
+        batch_size=asked.batch_size, **asked.how,
     )  # fmt: skip
     with masked(asked.model, asked.anatomy, found.mask):
         kept = score(predict(asked.model, asked.selection), asked.metric)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import DataError
-from tombola.tasks import generated, glue, mixed, mlm, squad, text
-from tombola.tasks.base import Folders, Grammar, Hub, Loaded, Mixed, Role, Rows, Task, shared_texts, split_selection
+from tombola.tasks import generated, glue, marked, mixed, mlm, squad, text
+from tombola.tasks.base import Folders, Grammar, Hub, Loaded, Marked, Mixed, Role, Rows, Task, shared_texts, split_selection
 from tombola.tasks.files import described_task as _described
 from tombola.tasks.files import files_task, hub_task, spec_of
 from tombola.tasks.mlm import corpus_task
@@ -25,6 +25,7 @@ __all__ = [
     "Grammar",
     "Hub",
     "Loaded",
+    "Marked",
     "Mixed",
     "Role",
     "Rows",
@@ -57,6 +58,16 @@ TASKS: dict[str, Task] = {
     "mnli2": mixed.MNLI2,
     "mnli2-half": mixed.MNLI2_HALF,
     "hans+mnli2": mixed.HANS_MNLI2,
+    "hans-subcases": mixed.HANS_SUBCASES,
+    "paws-qqp": mixed.PAWS_QQP,
+    "paws-wiki": mixed.PAWS_WIKI,
+    "fever": mixed.FEVER,
+    "fever-symmetric": mixed.FEVER_SYMMETRIC,
+    "fm2": mixed.FM2,
+    **mixed.ROBUST,
+    "syn-mnli": marked.SYN_MNLI,
+    "syn-qqp": marked.SYN_QQP,
+    "syn-sst2": marked.SYN_SST2,
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
     "wikitext2": text.WIKITEXT2,
@@ -98,12 +109,12 @@ def get_task(spec: str) -> Task:
     if IN_WORDS in parts and name in PROMPTS:
         parts.remove(IN_WORDS)
         task = asked_in_words(task)
-    known = list(task.options if written else ROLES)
+    known = [*task.options, *(() if written else ROLES)]
     given: dict[str, Any] = {}
     problems: list[str] = []
     for part in parts:
         option, equals, said = part.partition("=")
-        read = generated.parse_option if written else _split_name
+        read = generated.parse_option if written else marked.parse_option if option in marked.OPTIONS else _split_name
         value = read(option, said) if option in known else None
         if not equals:
             problems.append(f"{part!r} is not option=value")
@@ -113,10 +124,11 @@ def get_task(spec: str) -> Task:
         elif option in given:
             problems.append(f"{option} is given twice")
         elif value is None:
-            problems.append(f"{option}={said} is not {generated.option_range(option) if written else 'the name of a split'}")
+            problems.append(f"{option}={said} is not {_wanted(option, written=written)}")
         else:
             given[option] = value
-    named: dict[Any, str] = dict(task.splits) | ({} if written else given)
+    options = {**task.options, **{option: value for option, value in given.items() if option in task.options}}
+    named: dict[Any, str] = dict(task.splits) | {role: split for role, split in given.items() if role not in task.options}
     splits = {role: split for role, split in named.items() if split != NO_SPLIT}
     twice = sorted({split for split in splits.values() if list(splits.values()).count(split) > 1})
     problems += [f"the split {split} serves twice" for split in twice]
@@ -127,7 +139,13 @@ def get_task(spec: str) -> Task:
             described = [f"{role} (a split, default {task.splits.get(role, NO_SPLIT)})" for role in ROLES]
         described += [f"{IN_WORDS} (of a language model, instead of a head)"] if name in PROMPTS else []
         raise DataError(f"wrong options of task {name}", got="\n            ".join(problems), expected=", ".join(described))
-    return replace(task, options={**task.options, **given}) if written else replace(task, splits=splits)
+    return replace(task, options=options, splits=splits)
+
+
+def _wanted(option: str, *, written: bool) -> str:
+    if written:
+        return generated.option_range(option)
+    return "a number from 0 to 1" if option in marked.OPTIONS else "the name of a split"
 
 
 def _split_name(role: str, text: str) -> str | None:
@@ -196,6 +214,8 @@ def load_rows(task: Task, role: Role, *, data_dir: Path | None, seed: int = 0) -
         return task.source.rows[task.splits[role]]
     if isinstance(task.source, Folders):
         return mixed.load_folder(task, task.splits[role], data_dir)
+    if isinstance(task.source, Marked):
+        return marked.load(task, role, lambda name, split: (TASKS[name], _rows_of(TASKS[name], split, data_dir)))
     if isinstance(task.source, Mixed):
         return mixed.load(task, role, lambda name, split: (TASKS[name], _rows_of(TASKS[name], split, data_dir)))
     if task.form == "span":

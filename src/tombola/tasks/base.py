@@ -19,7 +19,7 @@ Role = Literal["train", "selection", "report", "challenge"]
 Answer = int | float | None
 
 # Which metrics there are, and for what kind of answer; `tombola.evaluate` computes them.
-CLASS_METRICS = ("accuracy", "f1", "matthews")
+CLASS_METRICS = ("accuracy", "f1", "f1_of_0", "f1_weighted", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman", "mean_pearson_spearman")
 TOKEN_METRICS = ("log_likelihood", "perplexity")
 MASKED_METRICS = ("masked_accuracy", "log_likelihood")  # of hidden tokens
@@ -90,6 +90,8 @@ class Part:
 
     task: str  # its name
     share: float = 1.0  # of its rows, drawn
+    times: int = 1  # each row so often
+    by_class: bool = False  # its rows have their own class as subgroup
     split: str | None = None  # None: as the role's split is called
 
 
@@ -99,6 +101,13 @@ class Mixed:
 
     parts: Mapping[Role, tuple[Part, ...]]
     merged: Mapping[str, str]  # class of a part → class
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Rows of another task with a planted shortcut."""
+
+    of: str  # the name of that task
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +132,9 @@ class Task:
     labels: tuple[str, ...]
     metric: str  # both the reported one and the one that stops a search
     splits: Mapping[Role, str]  # role -> name of the split that plays it
-    source: Hub | Grammar | Loaded | Folders | Mixed
+    source: Hub | Grammar | Loaded | Folders | Mixed | Marked
     extra_metrics: tuple[str, ...] = ()  # reported beside `metric`
-    options: Mapping[str, int | float] = field(default_factory=dict)  # resolved; generated tasks only
+    options: Mapping[str, int | float] = field(default_factory=dict)  # resolved; of tasks that are written or marked
     official: Mapping[str, int] = field(default_factory=dict)  # official splits with public labels -> their rows
     doubts: tuple[str, ...] = ()  # what every result on this task has to be read with
     label_column: str = "label"
@@ -133,6 +142,8 @@ class Task:
     group_column: str | None = None  # the subgroup of each row
     prompt: Prompt | None = None  # with it a language model is asked for words, without it any model by a head
     folder: str = ""  # under --data, where it is not the name
+    challenge_labels: tuple[str, ...] = ()  # classes of challenge rows, where they are not those that a model is asked for
+    merges: Mapping[str, str] = field(default_factory=dict)  # class of a model → the class of challenge rows it counts as
     form: Form = ""  # of a task without classes: hidden tokens, or answers within a text; else the next token
 
     @property

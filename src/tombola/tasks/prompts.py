@@ -14,13 +14,18 @@ from tombola.tasks.base import Loaded, Task
 _ONE, _TWO = "{0}\n", "{0}\n{1}\n"
 _PARAPHRASE = Prompt(_TWO + "Do the two sentences mean the same, yes or no? Answer:", (" no", " yes"))
 _ENTAILMENT = Prompt(_TWO + "Does the second follow from the first, yes or no? Answer:", (" yes", " no"))
+_QUESTIONS = replace(_PARAPHRASE, template=_TWO + "Do the two questions ask the same, yes or no? Answer:")
+_INFERENCE = Prompt(_TWO + "Is the second true, given the first: yes, maybe or no? Answer:", (" yes", " maybe", " no"))
+_SENTIMENT = Prompt(_ONE + "Sentiment of this review:", (" negative", " positive"))
+_CLAIM = Prompt(_TWO + "Is the first true, given the second, yes or no? Answer:", (" yes", " no"))
+_FACT = Prompt(_TWO + "Is the first true, given the second: yes, no or unknown? Answer:", (" yes", " no", " unknown"))
 
 PROMPTS: dict[str, Prompt] = {
     "cola": Prompt(_ONE + "Is this sentence grammatical, yes or no? Answer:", (" no", " yes")),
-    "sst2": Prompt(_ONE + "Sentiment of this review:", (" negative", " positive")),
+    "sst2": _SENTIMENT,
     "mrpc": _PARAPHRASE,
-    "qqp": replace(_PARAPHRASE, template=_TWO + "Do the two questions ask the same, yes or no? Answer:"),
-    "mnli": Prompt(_TWO + "Is the second true, given the first: yes, maybe or no? Answer:", (" yes", " maybe", " no")),
+    "qqp": _QUESTIONS,
+    "mnli": _INFERENCE,
     "qnli": replace(_ENTAILMENT, template=_TWO + "Does the second answer the first, yes or no? Answer:"),
     "rte": _ENTAILMENT,
     "wnli": replace(_ENTAILMENT, words=(" no", " yes")),
@@ -28,6 +33,13 @@ PROMPTS: dict[str, Prompt] = {
     "mnli2": _ENTAILMENT,
     "mnli2-half": _ENTAILMENT,
     "hans+mnli2": _ENTAILMENT,
+    "hans-subcases": _ENTAILMENT,
+    **dict.fromkeys(("mnli-hans", "mnli+hans", "syn-mnli"), _INFERENCE),
+    **dict.fromkeys(("qqp-paws", "qqp+paws", "qqp-paws-wiki", "qqp+paws-wiki", "syn-qqp"), _QUESTIONS),
+    **dict.fromkeys(("paws-qqp", "paws-wiki"), _PARAPHRASE),
+    **dict.fromkeys(("fever", "fever-symmetric-v1", "fever-symmetric-v2", "fever+symmetric-v2"), _FACT),
+    **dict.fromkeys(("fever-symmetric", "fm2"), _CLAIM),
+    "syn-sst2": _SENTIMENT,
     "acceptability": Prompt(_ONE + "Is this sentence grammatical, yes or no? Answer:", (" no", " yes")),
     "nli-overlap": _ENTAILMENT,
 }

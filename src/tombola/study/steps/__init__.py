@@ -45,6 +45,8 @@ def _rows(cell: Cell, *roles: str) -> float:
 def _training_work(cell: Cell) -> float:
     # forward, gradients of activations, gradients of weights: three passes a row
     train: Mapping[str, Any] = cell.settings["train"]
+    if "stretch" in cell.settings:
+        train = {**train, "steps": cell.settings["stretch"]["steps"]}
     trained: float = train["epochs"] * _rows(cell, "train") if "steps" not in train else train["steps"] * train["batch_size"]
     return 3.0 * trained + _rows(cell, "selection", "report", "challenge")
 
@@ -62,7 +64,8 @@ def _search_work(cell: Cell) -> float:
     assert isinstance(dense, Cell)
     if cell.settings["method"] == "learned":
         epochs: int = cell.settings["search"]["mask_epochs"]
-        return 3.0 * epochs * _rows(dense, "train") + 2.0 * _rows(dense, "selection")
+        looks: int = 2 + cell.settings["search"].get("choice_looks", 0)
+        return 3.0 * epochs * _rows(dense, "train") + looks * _rows(dense, "selection")
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
 
 
@@ -85,12 +88,23 @@ def _title(cell: Cell) -> str:
         x
         for x in (
             cell.step.replace("_", "-"),
-            _about(cell),
+            _robust(cell) or _about(cell),
             bare_name(data.get("task", "")),
             f"seed {seeds['run']}" if seeds else "all seeds",
         )
         if x
     )
+
+
+def _robust(cell: Cell) -> str:
+    """Of what was learned or trained against a bias: loss and share; else nothing."""
+    search = next((one for one in reversed(list(cell.needed())) if one.step == "search"), None)
+    own = cell.settings.get("loss", {}).get("loss", "")
+    if search is None or search.settings["method"] != "learned":
+        return str(own)
+    said = search.settings["search"]
+    mask = f"learned, {said['mask_loss']}, {said['sparsity']:.0%}"
+    return f"{mask}, then {own or 'ce'}" if cell.step == "retrain" else mask
 
 
 def _about(cell: Cell) -> str:

@@ -22,6 +22,7 @@ from tombola.source import hash_tensor
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
+from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.study.steps.tickets import good_ticket
 from tombola.study.steps.training import resumable
@@ -156,6 +157,7 @@ def _train(
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),
         stretch=stretch,
+        recipe=loss_of(cell, lab, data),
     )
 
 

@@ -98,7 +98,11 @@ def loss_of(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | No
 
 def _taught(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | None") -> Tensor:
     """Log-probabilities of a teacher, a dense model, on the train rows."""
-    rows = encoded_rows(lab, cell if "model" in cell.settings else cell.inputs["model"], "train", data.train)  # type: ignore[arg-type]
+    said = cell if "model" in cell.settings else cell.inputs["model"]
+    assert isinstance(said, Cell)
+    if "learned_on" in cell.settings:
+        said = Cell("rows", 1, {**said.settings, "data": cell.settings["learned_on"]})
+    rows = encoded_rows(lab, said, "train", data.train)
     if teacher is None:
         teacher = load_weights(lab.folder(cell.inputs["teacher"]) / "weights", data.task.objective, head_seed=0)
         teacher.to(cell.settings["machine"]["device"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tombola.evaluate import Predictions, agreement, predict, score, subgroup_scores
+from tombola.evaluate import Merge, Predictions, agreement, merged, predict, score, subgroup_scores
 from tombola.store import fingerprint
 from tombola.study.cells import Cell, Given, Lab, read_rows, write_rows
 from tombola.study.data import TaskData, encoded_rows
@@ -68,7 +68,8 @@ def write_scores(
         if set_.groups is not None:
             common = _where(cell, what, split, role)
             members = dict(zip(set_.ids, set_.groups, strict=True))
-            by_group = subgroup_scores(predictions[role], members, data.task.metric if data.task.regression else "accuracy")
+            metric = data.task.metric if data.task.regression else "accuracy"
+            by_group = subgroup_scores(as_labelled(data, role, predictions[role]), members, metric)
             groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
     write_rows(out / "scores.jsonl", score_rows(cell, data, predictions, dense, what))
     write_rows(out / "subgroups.jsonl", groups)
@@ -99,9 +100,11 @@ def score_rows(
     what: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """The fields of a ScoreRow for every set of rows and metric; `what` are those that say of which model."""
-    names, rows = data.task.labels, []
+    task, rows = data.task, []
     for role, (split, _) in data.evaluated().items():
-        flips = None if dense is None else agreement(dense[role], predictions[role])
+        names = task.challenge_labels if role == "challenge" and task.merges else task.labels
+        answers = as_labelled(data, role, predictions[role])
+        flips = None if dense is None else agreement(as_labelled(data, role, dense[role]), answers)
         common = _where(cell, what, split, role)
         said: dict[str, Any] | None = None if flips is None else {
             "flips": flips.flips,
@@ -113,9 +116,20 @@ def score_rows(
         }  # fmt: skip
         if said is not None and flips is not None and flips.mean_difference is not None:
             said["mean_difference"] = flips.mean_difference
-        metrics = (data.task.metric, *data.task.extra_metrics)
-        rows += [common | asdict(score(predictions[role], metric)) | {"agreement": said} for metric in metrics]
+        metrics = (task.metric, *task.extra_metrics)
+        rows += [common | asdict(score(answers, metric)) | {"agreement": said} for metric in metrics]
+        if answers is not predictions[role]:
+            summed = score(as_labelled(data, role, predictions[role], "sum_probability"), task.metric)
+            rows.append(common | asdict(summed) | {"metric": f"{task.metric}_summed", "agreement": None})
     return rows
+
+
+def as_labelled(data: TaskData, role: str, predictions: Predictions, how: Merge = "after_argmax") -> Predictions:
+    """Predictions in the classes that rows of this role are labelled with: a challenge may have fewer of them than the model."""
+    task = data.task
+    if role != "challenge" or not task.merges:
+        return predictions
+    return merged(predictions, [task.challenge_labels.index(task.merges[name]) for name in task.labels], how)
 
 
 def _by_name(counts: Mapping[int, int] | None, names: tuple[str, ...]) -> dict[str, int]:

@@ -49,7 +49,10 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """A search on the fine-tuned model; the mask it ends with becomes the good ticket."""
     dense = cell.inputs["model"]
     assert isinstance(dense, Cell)
-    data = same_data(dense, lab)
+    of_rows = dense  # whose rows it is searched on
+    if "learned_on" in cell.settings:
+        of_rows = Cell("rows", 1, {**dense.settings, "data": cell.settings["learned_on"]})
+    data = same_data(of_rows, lab)
     search, metric, tried = cell.settings["search"], data.task.metric, list[Trial | MTrial]()
     device = dense.settings["machine"]["device"]
 
@@ -71,12 +74,12 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
         asked = Asked(
             model=model,
             anatomy=anatomy,
-            selection=encoded_rows(lab, dense, "selection", data.selection),
+            selection=encoded_rows(lab, of_rows, "selection", data.selection),
             metric=search.get("stsb_stop_metric", metric) if metric == "pearson" else metric,
             settings=search,
             seed=dense.settings["seeds"]["mask"],
             trial=count,
-            train=lambda: encoded_rows(lab, dense, "train", data.train),
+            train=lambda: encoded_rows(lab, of_rows, "train", data.train),
             seeds=run_seeds(dense.settings),
             batch_size=dense.settings["train"]["batch_size"],
             recipe=lambda: loss_of(cell, lab, data, model),
