@@ -317,7 +317,8 @@ def _variants(cells: "Mapping[str, Cell]") -> dict[str, dict[str, Variant]]:
         mine = [said for said in whole if one.items() <= said.items()] or [one]
         named[known] = {}
         for said in mine:
-            own = {name: str(said[name]) for name in differing if name in said}
+            # a search to a floor has no sparsity that it could be named by
+            own = {name: str(said[name]) for name in differing if name in said and (name, said[name]) != ("sparsity", None)}
             text = ", ".join(f"{name}={value}" for name, value in own.items())
             named[known].setdefault(f" ({text})" if text else "", Variant(str(said["task"]), said, own))
     return {key: named[repr(sorted(said.items()))] for key, said in settings.items()}
