@@ -476,3 +476,13 @@ def test_every_row_of_the_list_is_an_experiment_or_a_table() -> None:
 def test_the_built_in_study_is_read_whole() -> None:
     study = read_study("prasanna2020")
     assert len(study.tasks) == 9 and len(study.seeds) == 5 and {"m-prune", "s-prune", "one-shot"} == set(study.methods())
+
+
+def test_study_files_are_read_and_that_of_the_paper_is_the_built_in_study() -> None:
+    folder = Path(__file__).parents[1] / "studies"
+    studies = {file.stem: read_study(str(file)) for file in sorted(folder.glob("*.toml"))}
+    paper, own = studies["bert-base-prasanna2020"], read_study("prasanna2020")
+    assert (paper.model, paper.tasks, paper.seeds, paper.preset) == (own.model, own.tasks, own.seeds, own.preset)
+    assert set(paper.experiments) == set(own.experiments) and paper.options == own.options
+    shown = [set(studies[name].experiments) for name in ("demo-short", "demo-pairs", "demo-hans")]
+    assert shown[0] == shown[1] == set(own.experiments) - {"hans"} and shown[2] == {"hans"}
