@@ -723,20 +723,3 @@ def test_one_mask_a_model() -> None:
     first.remove()
     assert HeldValues.on(model) is None
     HeldValues(model, {name: ~part for name, part in MASK.items()})
-
-
-@pytest.mark.parametrize("shape", [(700, 600), (3, 5), ((1 << 18) + 3,)])
-def test_multiplying_a_piece_at_a_time_gives_every_bit_of_multiplying_at_once(shape: tuple[int, ...]) -> None:
-    from tombola import held
-
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    x.view(-1)[:3] = torch.tensor([torch.inf, torch.nan, -0.0])
-    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.5).to(torch.uint8)
-    at_once = (x * mask).view(torch.int32)
-    assert torch.equal(held._multiply(x, mask, torch.empty_like(x)).view(torch.int32), at_once)
-    turned = x.t() if x.dim() == 2 else x  # not contiguous: as a gradient may come
-    other = mask.t() if x.dim() == 2 else mask
-    torch.testing.assert_close(
-        held._multiply(turned, other, torch.empty_like(turned)), turned * other, rtol=0, atol=0, equal_nan=True
-    )
-    assert torch.equal(held._multiply(x, mask, x).view(torch.int32), at_once), "in place too"

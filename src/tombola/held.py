@@ -6,8 +6,7 @@ after the adding up would come too late for). A gradient of zero keeps a value o
 are in AdamW, with weight decay or without; what moves values by other ways is undone by `enforce`.
 
 What it costs: one byte a value, and two multiplications by the mask a step, of the gradient and of the values. The masks
-are kept as uint8: on a CPU a multiplication by bool takes two to five times as long, and `masked_fill` seven to twenty. There
-it is done a piece at a time, since torch makes floats of a whole mask before it multiplies.
+are kept as uint8: on a CPU a multiplication by bool takes two to five times as long, and `masked_fill` seven to twenty.
 """
 
 import copy
@@ -75,7 +74,7 @@ class HeldValues:
         """
         with torch.no_grad():
             for parameter, mask in self._current():
-                _multiply(parameter, mask, parameter)
+                parameter.mul_(mask)
 
     def clean(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes the removed values, and what `optimizer` remembers of them: every state tensor of the parameter's shape.
@@ -150,25 +149,7 @@ class HeldValues:
 
 def _mask_gradient(masks: dict[str, Tensor], name: str, gradient: Tensor) -> Tensor:
     # Not in place: the same tensor may be the gradient of another parameter.
-    mask = _mask_on(masks, name, gradient.device)
-    if torch.compiler.is_compiling() or gradient.requires_grad:
-        return gradient * mask
-    return _multiply(gradient, mask, torch.empty_like(gradient))
-
-
-PIECE = 1 << 18  # values: a megabyte as floats
-
-
-def _multiply(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """`out`, set to x · mask; it may be x itself."""
-    whole = x.numel() <= PIECE or x.device.type != "cpu" or not (x.is_contiguous() and out.is_contiguous())
-    if whole or not mask.is_contiguous():
-        return torch.mul(x, mask, out=out)
-    flat = [one.view(-1) for one in (x, mask, out)]
-    for start in range(0, x.numel(), PIECE):
-        a, b, c = (one[start : start + PIECE] for one in flat)
-        torch.mul(a, b, out=c)
-    return out
+    return gradient * _mask_on(masks, name, gradient.device)
 
 
 def _mask_on(masks: dict[str, Tensor], name: str, device: torch.device) -> Tensor:

@@ -105,11 +105,12 @@ def _order(task: str) -> int:
 def _counts_table(matrices: Sequence[Matrix]) -> Table:
     rows = []
     for one in matrices:
-        targets = {cell.target for cell in one.cells}
         for source in sorted(one.dark, key=lambda name: (name == "random", name.startswith("base, "), _order(name), name)):
             others = len({cell.target for cell in one.cells if cell.source == source} - {source})
             paper = FIGURE_2.get(published_name(source) or source)
-            published = f"{paper[1]} of {len(TARGETS) - (source in targets)}" if paper and _is_of_figure(one) else NONE
+            published = (
+                f"{paper[1]} of {len(TARGETS) - (published_name(source) is not None)}" if paper and _is_of_figure(one) else NONE
+            )
             said = (f"{one.matching_dense[source][rule]} of {others}" for rule in RULES)
             rows.append((percent(one.sparsity), filter_task(source), f"{one.dark[source]} of {others}", *said, published))
     return Table(
