@@ -176,7 +176,6 @@ def test_an_unknown_preset_is_refused_and_the_nearest_offered(said: str, nearest
         ("m-prune", "importance_reduction", "per_example"),
         ("m-prune", "sparsity", 0.5),
         ("s-prune", "m_step_fraction", 0.1),
-        ("s-prune", "sparsity", 0.5),
         ("s-prune", "scope", "body"),
         ("one-shot", "floor", 0.9),
         ("one-shot", "m_max_steps", 3),
