@@ -160,6 +160,8 @@ def test_unknown_metric_is_refused_with_those_there_are() -> None:
     assert error.value.expected == [
         "accuracy",
         "f1",
+        "f1_of_0",
+        "f1_weighted",
         "log_likelihood",
         "matthews",
         "mean_pearson_spearman",

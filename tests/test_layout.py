@@ -136,7 +136,7 @@ def test_cells_without_a_layout_say_nothing_of_one_and_python_takes_it_in_any_fo
         planned.append(real(*arguments)[0].search.key)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tombola.study.runs.plan_find", watched)
+    monkeypatch.setattr("tombola.study.jobs.plan_find", watched)
     (layout,) = Layout.from_yaml(file)
     for one in (layout, [layout], file, str(file)):
         with pytest.raises(KeyboardInterrupt):

@@ -147,6 +147,24 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "mnli2": ("accuracy", (), ("entailment", "not_entailment")),
         "mnli2-half": ("accuracy", (), ("entailment", "not_entailment")),
         "hans+mnli2": ("accuracy", (), ("entailment", "not_entailment")),
+        "hans-subcases": ("accuracy", (), ("entailment", "non-entailment")),
+        "paws-qqp": ("accuracy", (), ("not_duplicate", "duplicate")),
+        "paws-wiki": ("accuracy", (), ("not_duplicate", "duplicate")),
+        "fever": ("accuracy", (), ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")),
+        "fever-symmetric": ("accuracy", (), ("SUPPORTS", "REFUTES")),
+        "fm2": ("accuracy", (), ("SUPPORTS", "REFUTES")),
+        "mnli-hans": ("accuracy", (), ("entailment", "neutral", "contradiction")),
+        "mnli+hans": ("accuracy", (), ("entailment", "neutral", "contradiction")),
+        "qqp-paws": ("accuracy", ("f1", "f1_of_0", "f1_weighted"), ("not_duplicate", "duplicate")),
+        "qqp+paws": ("accuracy", ("f1", "f1_of_0", "f1_weighted"), ("not_duplicate", "duplicate")),
+        "qqp-paws-wiki": ("accuracy", ("f1", "f1_of_0", "f1_weighted"), ("not_duplicate", "duplicate")),
+        "qqp+paws-wiki": ("accuracy", ("f1", "f1_of_0", "f1_weighted"), ("not_duplicate", "duplicate")),
+        "fever-symmetric-v1": ("accuracy", (), ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")),
+        "fever-symmetric-v2": ("accuracy", (), ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")),
+        "fever+symmetric-v2": ("accuracy", (), ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")),
+        "syn-mnli": ("accuracy", (), ("entailment", "neutral", "contradiction")),
+        "syn-qqp": ("accuracy", ("f1",), ("not_duplicate", "duplicate")),
+        "syn-sst2": ("accuracy", (), ("negative", "positive")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
         "wikitext2": ("log_likelihood", (), ()),
@@ -168,7 +186,9 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
     assert str(caught.value) == (
         "there is no task 'sst-2'\n"
         "  got:      'sst-2'\n"
-        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, acceptability, "
+        "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, hans-subcases, "
+        "paws-qqp, paws-wiki, fever, fever-symmetric, fm2, mnli-hans, mnli+hans, qqp-paws, qqp+paws, qqp-paws-wiki, "
+        "qqp+paws-wiki, fever-symmetric-v1, fever-symmetric-v2, fever+symmetric-v2, syn-mnli, syn-qqp, syn-sst2, acceptability, "
         "nli-overlap, wikitext2, mlm-wikitext2, squad, mlm, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )

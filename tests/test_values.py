@@ -426,7 +426,7 @@ def test_find_of_a_size_makes_exactly_that_size(world: World, run: Run, tiny_fol
         (("--method", "one-shot", "--sparsity", "1.0"), "sparsity is not valid"),
         (("--method", "one-shot", "--sparsity", "-0.1"), "sparsity is not valid"),
         (("--method", "one-shot", "--sparsity", "nan"), "sparsity is not valid"),
-        (("--sparsity", "0.5"), "there is no setting 'sparsity' of s-prune"),
+        (("--method", "m-prune", "--sparsity", "0.5"), "there is no setting 'sparsity' of m-prune"),
         (("--method", "m-prun"), "did you mean 'm-prune'?"),
         (("--method", "m-prune", "--criterion", "guess"), "criterion is not valid"),
         (("--method", "m-prune", "--granularity", "per_layer"), "granularity is not valid"),

@@ -354,7 +354,10 @@ def _flat_settings(cell: "Cell") -> dict[str, Any]:
             flat["loss"] = one.settings.get("loss", {}).get("loss", "ce")
             flat["trained_steps"] = one.settings.get("stretch", {}).get("steps", "all")
         if one.step == "search":
-            flat["learned_on"] = bare_name(str(one.settings.get("learned_on", flat)["task"]))
+            own, learned_on = flat["task"], one.settings.get("learned_on", flat)["task"]
+            flat["learned_on"] = (
+                "its task" if learned_on == own else bare_name(str(learned_on))
+            )  # not its name: tasks are compared
         if one.step == "retrain":
             flat["retrain_loss"] = one.settings.get("loss", {}).get("loss", "ce")
             flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
