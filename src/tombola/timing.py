@@ -5,6 +5,7 @@ a second turn in each round, and how far its two turns are apart is the noise: a
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -247,6 +248,7 @@ def _peak(run: Callable[[], object]) -> int:
     """Bytes that torch holds at most at one time during a pass, weights aside; 0 for what torch does not run."""
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes two lines of its own on stderr, each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     now = most = 0
