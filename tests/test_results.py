@@ -13,11 +13,12 @@ from tombola import build_page, cli
 from tombola.study.cells import Cell, read_rows
 from tombola.study.jobs import find, open_lab
 from tombola.study.presets import Rung
-from tombola.study.results import Results, _variants, collect, ladder_rows, scores_of, short_names
+from tombola.study.results import Results, collect, ladder_rows, scores_of
 from tombola.study.runs import RungCells, plan_controls, plan_find, plan_ladder
 from tombola.study.settings import resolve
 from tombola.study.steps import STEPS
 from tombola.study.steps.shared import ticket_of
+from tombola.study.variants import short_names, variants_of
 
 FAST = {"epochs": 4, "learning_rate": 4e-3, "batch_size": 16, "train_rows": 128, "selection_rows": 60}
 # Of the ladder from released to corrected, what decides the dense model, set for every rung: one fine-tune serves them all.
@@ -137,7 +138,7 @@ def searched(dense: Cell, method: str = "m-prune", preset: str = "corrected", **
 
 def names_of(*cells: Cell) -> list[tuple[str, ...]]:
     every = {one.key: one for cell in cells for one in cell.needed()}
-    variants = _variants(every)
+    variants = variants_of(every)
     return [tuple(variants[cell.key]) for cell in cells]
 
 

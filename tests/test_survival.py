@@ -22,7 +22,7 @@ from tombola.study.heads import (
     pattern_rows,
     survivor_rows,
 )
-from tombola.study.results import Agreement, Results, ScoreRow, TicketRow, Variant
+from tombola.study.results import Agreement, Results, ScoreRow, TicketRow
 from tombola.study.survival import (
     cases,
     crossed_rows,
@@ -33,6 +33,7 @@ from tombola.study.survival import (
     survival_rows,
     tasks_survived_rows,
 )
+from tombola.study.variants import Variant
 
 LAYERS, HEADS = 3, 4
 

@@ -11,7 +11,8 @@ from tombola.study import survival
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow
 from tombola.study.overlap import ErrorsRow, TransferRow, ValuesRow
 from tombola.study.prasanna2020 import CUTS
-from tombola.study.results import Agreement, ImportanceStep, PathStep, Results, ScoreRow, TicketRow, Variant
+from tombola.study.results import Agreement, ImportanceStep, PathStep, Results, ScoreRow, TicketRow
+from tombola.study.variants import Variant
 
 GLUE = {  # task: (metric, rows, majority, dense score)
     "cola": ("matthews", 1043, 0.0, 0.56),

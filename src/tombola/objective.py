@@ -12,6 +12,7 @@ each of several things that are asked in turn, with the label of the next: what 
 it can do with one of them it can do with all. Masked models and models of spans have hooks that bring them into this shape.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ def word_ids(tokenizer: Any, words: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
-class _Hooks:
+class _Hooks(ABC):
     """Hooks around a model's forward pass, and where it has one before the output embeddings; `remove` takes them off.
 
     Bound methods and no closures: a deep copy of the model takes a copy of this along. A kind of asking says what happens
@@ -236,8 +237,9 @@ class _Hooks:
     def _read(self, kwargs: dict[str, Any]) -> None:
         """What this kind remembers of the inputs."""
 
+    @abstractmethod
     def _after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        raise NotImplementedError
+        """What the model answers, in the shape of this kind of asking."""
 
 
 class LabelWords(_Hooks):

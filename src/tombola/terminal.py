@@ -108,7 +108,8 @@ def print_plan(lab: "Lab", cells: "Sequence[Cell]", as_json: bool) -> None:
 def print_scores(lab: "Lab", cells: "Sequence[Cell]") -> None:
     """One line for each kind × stage × split: mean over seeds of the mean over draws, with spread, n and majority line."""
     from tombola import stats
-    from tombola.study.results import KINDS, STAGES, scores_of, short_names
+    from tombola.study.results import KINDS, STAGES, scores_of
+    from tombola.study.variants import short_names
 
     rows = scores_of(lab, cells)
     short = short_names(row.task for row in rows)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from tombola.stats import Estimate, Paired, difference_over_rows, over_seeds, paired_over_seeds, smallest_detectable_difference
 from tombola.study import survival as tables
-from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow, Variant
+from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
+from tombola.study.variants import Variant
 from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
 
 DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005

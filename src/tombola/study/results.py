@@ -4,19 +4,18 @@ A number never travels alone: every `ScoreRow` carries its split, the number of 
 the majority line of that split. `collect` reads them from a store.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.chain_rows import ChainRows, chain_rows
-from tombola.study.derived import RULES
 from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.study.robust_rows import RobustRow, robust_rows
-from tombola.tasks import bare_name
+from tombola.study.variants import Variant, epochs_of, flat_settings, how_found, short_names, variants_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,15 +126,6 @@ class TicketRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """Runs of one task with the same settings: what stands behind the name that their rows have as `task`."""
-
-    task: str  # its short name, without settings
-    settings: Mapping[str, Any]  # every one, flat: `method`, `procedure`, `epochs`, … and `mask`, the family of its tickets
-    differing: Mapping[str, str]  # those in which the variants of this task differ, as they stand in the name
-
-
-@dataclass(frozen=True, slots=True)
 class Results:
     """Everything a page shows. `settings` and `provenance` are flat name -> printable value."""
 
@@ -182,22 +172,22 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     made_with: dict[str, object] = {}
     beside: dict[str, list[Any]] = {}
     entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
-    cells = {key: cell for key, cell in ((entry.key, cell_of(entry)) for entry in entries) if "task" in _flat_settings(cell)}
+    cells = {key: cell for key, cell in ((entry.key, cell_of(entry)) for entry in entries) if "task" in flat_settings(cell)}
     # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
     twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
     entries.sort(key=lambda entry: _from_the_first(cells[entry.key]))
-    variants = _variants(cells)
+    variants = variants_of(cells)
     stands_for: dict[str, Variant] = {}
     again = (cell for cell in cells.values() if cell.step == "retrain")
     trained_again = {cell.inputs["ticket"].key for cell in again} & {_trained(c).key for c in cells.values() if c.step == "round"}
-    short = short_names(str(_flat_settings(cell)["task"]) for cell in cells.values())
+    short = short_names(str(flat_settings(cell)["task"]) for cell in cells.values())
     crossed = _crossed(cells)
     for entry in entries:
         cell, folder = cells[entry.key], entry.folder
         if entry.key in crossed:
             ticket = _ticket_row(entry.key, folder)
-            said = asdict(ticket) | {f"{name}_seed": seed for name, seed in crossed[entry.key].items()} | _how_found(cell)
+            said = asdict(ticket) | {f"{name}_seed": seed for name, seed in crossed[entry.key].items()} | how_found(cell)
             said = {name: said[name] for name in CrossedMask.__dataclass_fields__}
             names = [short[ticket.task] + variant for variant in variants[entry.key]]
             beside.setdefault("crossed", []).extend(CrossedMask(**said | {"task": task}) for task in names)
@@ -206,17 +196,17 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
         stands_for |= {(one := replace(of, task=short[of.task])).task + text: one for text, of in variants[entry.key].items()}
         for name, found in (("scores.jsonl", scores), ("lesions.jsonl", lesions)):
             if (folder / name).is_file():
-                how, of = _how_found(cell), dict(variants.get(_trained(cell).key, variants[entry.key]))
+                how, of = how_found(cell), dict(variants.get(_trained(cell).key, variants[entry.key]))
                 if _trained(cell).key in trained_again:  # two runs of one seed are not to be averaged as one
                     of = {f"{text[:-1] or ' ('}{', ' * bool(text)}in its chain)": one for text, one in of.items()}
                     stands_for |= {(one := replace(v, task=short[v.task])).task + text: one for text, v in of.items()}
-                rows = [replace(_score_row(entry.key, row), **how, epochs=_epochs(cell)) for row in read_rows(folder / name)]
+                rows = [replace(_score_row(entry.key, row), **how, epochs=epochs_of(cell)) for row in read_rows(folder / name)]
                 found += [replace(row, task=short[row.task] + variant) for variant in of for row in rows]
         if (folder / "ticket").is_dir():
-            ticket = replace(_ticket_row(entry.key, folder), **_how_found(cell))
+            ticket = replace(_ticket_row(entry.key, folder), **how_found(cell))
             tickets += [replace(ticket, task=short[ticket.task] + variant) for variant in variants[entry.key]]
         for name, own in rows_beside(entry.key, folder).items():
-            how = _how_found(cell) if name == "landscape" else {}
+            how = how_found(cell) if name == "landscape" else {}
             named = [replace(row, task=short[row.task] + variant, **how) for variant in variants[entry.key] for row in own]
             beside.setdefault(name, []).extend(named)
         if (folder / "result.json").is_file():
@@ -281,7 +271,7 @@ def _crossed(cells: "Mapping[str, Cell]") -> dict[str, Mapping[str, int]]:
 
     def what(cell: "Cell") -> tuple[str, int, Mapping[str, int]]:
         seeds = next(one.settings["seeds"] for one in cell.needed() if "seeds" in one.settings)
-        return repr(sorted(_flat_settings(cell).items())), seeds["run"], seeds
+        return repr(sorted(flat_settings(cell).items())), seeds["run"], seeds
 
     searches = {key: (_is_of_design(cell), *what(cell)) for key, cell in cells.items() if cell.step == "search"}
     designs = {(settings, run) for of_design, settings, run, _ in searches.values() if of_design}
@@ -290,136 +280,6 @@ def _crossed(cells: "Mapping[str, Cell]") -> dict[str, Mapping[str, int]]:
         for key, (of_design, settings, run, seeds) in searches.items()
         if of_design or ((settings, run) in designs and len(set(seeds.values())) == 1)
     }
-
-
-def _variants(cells: "Mapping[str, Cell]") -> dict[str, dict[str, Variant]]:
-    """For each cell the variants of its task that it belongs to, by the text to add to the task's name; "" where there is one.
-
-    Runs with different settings must never be averaged. Tickets of one task that differ in a setting (other than seeds) are
-    variants, named by what differs; a dense model, which knows no search, belongs to each variant it has all settings of.
-    """
-    settings = {key: _flat_settings(cell) for key, cell in cells.items()}
-    distinct = {repr(sorted(said.items())): said for said in settings.values()}
-    named: dict[str, dict[str, Variant]] = {}
-    for known, one in distinct.items():
-        peers = [said for said in distinct.values() if said["task"] == one["task"]]
-        # Those that no other adds to: what a dense model or a search is part of, with all settings that anything below has.
-        whole = [said for said in peers if not any(said.items() < other.items() for other in peers)]
-        methods = {said.get("method") for said in whole}
-        # Within a method: what another method is set to tells nothing that its name does not.
-        varying = {
-            name
-            for method in methods
-            for name in {name for said in whole for name in said}
-            if len({str(said[name]) for said in whole if said.get("method") == method and name in said}) > 1
-        }
-        differing = sorted(varying | ({"method"} if len(methods) > 1 else set()))
-        mine = [said for said in whole if one.items() <= said.items()] or [one]
-        named[known] = {}
-        for said in mine:
-            # a search to a floor has no sparsity that it could be named by
-            own = {name: str(said[name]) for name in differing if name in said and (name, said[name]) != ("sparsity", None)}
-            text = ", ".join(f"{name}={value}" for name, value in own.items())
-            named[known].setdefault(f" ({text})" if text else "", Variant(str(said["task"]), said, own))
-    return {key: named[repr(sorted(said.items()))] for key, said in settings.items()}
-
-
-def _flat_settings(cell: "Cell") -> dict[str, Any]:
-    """Every setting of a cell and of those it stands on, but seeds, draws and kinds: what two runs must share to be averaged."""
-    flat: dict[str, Any] = {}
-    for one in cell.needed():
-        flat |= _unsaid(one)
-        for name in ("data", "train", "search", "retrain", "machine"):
-            flat |= one.settings.get(name, {})
-        if "control" in one.settings:  # what a kind of control sets itself is no variant of it
-            own = CONTROL_KINDS[one.settings["kind"]].changes
-            flat |= {name: value for name, value in one.settings["control"].items() if name not in own}
-        flat |= {name: one.settings[name] for name in ("method", "preset") if name in one.settings}
-        if one.step in ("search", "round"):  # said of every mask, so that no derived one is taken for the ticket it comes from
-            flat["mask"] = "as found"
-        if one.step in (
-            "search",
-            "round",
-            "base_mask",
-        ):  # of which task, so that a transferred one is not taken for the target's own
-            flat["mask_of"] = bare_name(str(flat["task"]))
-        if one.step == "base_mask":
-            flat["mask"] = "of the base"
-        if one.step == "derive":
-            flat |= {name: value for name, value in one.settings["options"].items() if name != "draw"}
-            flat["mask"] = RULES[one.settings["rule"]].family
-        if one.step in ("evaluate", "retrain", "tune"):  # said of all, so that what is scaled is not averaged with what is not
-            flat["mask_tuning"] = one.step == "tune"
-        if one.step == "fine_tune":  # said of all, likewise
-            flat["loss"] = one.settings.get("loss", {}).get("loss", "ce")
-            flat["trained_steps"] = one.settings.get("stretch", {}).get("steps", "all")
-        if one.step == "search":
-            own, learned_on = flat["task"], one.settings.get("learned_on", flat)["task"]
-            flat["learned_on"] = (
-                "its task" if learned_on == own else bare_name(str(learned_on))
-            )  # not its name: tasks are compared
-        if one.step == "retrain":
-            flat["retrain_loss"] = one.settings.get("loss", {}).get("loss", "ce")
-            flat["start"] = "base"  # said of all, so that what starts elsewhere is not taken for it
-        if "start" in one.settings:
-            start = one.inputs["start"]
-            flat["start"] = f"{getattr(start, 'step', '')} {start.key[:6]}, {one.settings['start']}"
-        if "model" in one.settings:
-            flat["model"] = one.settings["model"]["name"] + " " + one.settings["model"]["fingerprint"][:6]
-    if elsewhere := _found_elsewhere(cell):
-        flat["mask"] = elsewhere
-    return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
-
-
-def _unsaid(cell: "Cell") -> dict[str, Any]:
-    """Settings that came later, and that a cell which has their default does not say: a run with another value is a variant."""
-    from tombola.search import SEARCHES
-
-    said: dict[str, Any] = {"report_rows": None} if "data" in cell.settings else {}
-    if cell.step == "search":
-        later = (one for one in fields(SEARCHES[cell.settings["method"]][1]) if one.metadata.get("unsaid"))
-        said |= {one.name: one.default for one in later}
-    return said
-
-
-def _found_elsewhere(cell: "Cell") -> str:
-    """ "found on TASK" for a cell that tests a ticket on another task than that, of whose tickets it is no seed; else ""."""
-    own = cell.settings.get("data", {}).get("task")
-    below = [one.settings["data"]["task"] for one in cell.needed() if one.step == "fine_tune" and "ticket" in cell.inputs]
-    others = [bare_name(task) for task in below if own is not None and task != own]
-    return f"found on {others[-1]}" if others else ""
-
-
-def _how_found(cell: "Cell") -> dict[str, Any]:
-    """The fields `search`, `family` and `preset` of the rows of a cell; empty where there is no ticket below it."""
-    below = list(cell.needed())
-    if cell.step not in ("search", "control", "derive") and "ticket" not in cell.inputs:
-        return {"search": "", "family": "", "preset": ""}
-    searches = [one for one in below if one.step == "search"]
-    families = [RULES[one.settings["rule"]].family for one in below if one.step == "derive"]
-    names = dict.fromkeys(_search_name(one.settings) for one in searches)
-    presets = dict.fromkeys(str(one.settings["preset"]) for one in searches)
-    family = _found_elsewhere(cell) or (families or ["as found"])[-1]
-    return {"search": " + ".join(names), "family": family, "preset": " + ".join(presets)}
-
-
-def _search_name(said: Mapping[str, Any]) -> str:
-    """The name an experiment has for a search: "s-prune-heads" for the method s-prune by the procedure heads."""
-    procedure = said["search"].get("procedure", "joint")
-    return str(said["method"]) if procedure == "joint" else f"{said['method']}-{procedure}"
-
-
-def _epochs(cell: "Cell") -> int | None:
-    """Of the last training below a cell, itself included."""
-    trained = [one.settings["train"]["epochs"] for one in cell.needed() if "train" in one.settings]
-    return trained[-1] if trained else None
-
-
-def short_names(tasks: Iterable[str]) -> dict[str, str]:
-    """Each task by its bare name, where no two of these have the same; else all as they are."""
-    tasks = set(tasks)
-    bare = {task: bare_name(task) for task in tasks}
-    return bare if len(set(bare.values())) == len(tasks) else {task: task for task in tasks}
 
 
 def ladder_rows(lab: "Lab", rungs: "Sequence[RungCells]") -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from tombola import stats
 from tombola.errors import DataError
 from tombola.stats import Estimate
 from tombola.study.beside_rows import CrossedMask
-from tombola.study.results import Results, ScoreRow, TicketRow, Variant
+from tombola.study.results import Results, ScoreRow, TicketRow
+from tombola.study.variants import Variant
 from tombola.tasks import TASKS
 
 PARTS = ("heads", "mlps")
