@@ -234,7 +234,7 @@ class _Hooks(ABC):
         self._read(kwargs)
         return args, kwargs
 
-    def _read(self, kwargs: dict[str, Any]) -> None:
+    def _read(self, kwargs: dict[str, Any]) -> None:  # noqa: B027 (most kinds remember nothing)
         """What this kind remembers of the inputs."""
 
     @abstractmethod
