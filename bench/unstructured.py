@@ -13,10 +13,10 @@ from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.prune import L1Unstructured
 
 from measure import POOL_ROWS, Figure, Result, Setup, Timed, fresh, gemm_speed, planned, rows_of, tuned, watched, work_of
+from tombola.criteria import CRITERIA, Given
 from tombola.mask import Mask
 from tombola.prune import count_of, prune
 from tombola.scope import scope_parameters
-from tombola.scores import CRITERIA, Given
 from tombola.search.magnitude import MPruneSettings, MTrial, m_prune
 from tombola.tasks import get_task
 from tombola.tasks.encode import TOKENS_PER_BATCH, by_length, collate

@@ -14,13 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from conftest import WORDS, Run, sentiment_rows
 from tombola.anatomy import read_anatomy
+from tombola.criteria import Given as Wanted
+from tombola.criteria import mean_gradients
 from tombola.errors import DataError, TombolaError
 from tombola.evaluate import Predictions, agreement, predict, score
 from tombola.gates import Gates, hold, prove_acts
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
-from tombola.scores import Given as Wanted
-from tombola.scores import mean_gradients, summed_loss
+from tombola.scores import summed_loss
 from tombola.study.cells import Lab, read_json, read_rows
 from tombola.study.chains import plan_chains
 from tombola.study.jobs import open_lab

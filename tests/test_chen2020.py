@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from conftest import sentiment_rows, tiny_model, write_task
 from tombola import stats
 from tombola.anatomy import read_anatomy
+from tombola.criteria import CRITERIA, Given
 from tombola.errors import SettingsError
 from tombola.gates import load
 from tombola.lesion import add_noise
 from tombola.mask import Mask
 from tombola.objective import load_weights
-from tombola.scores import CRITERIA, Given
 from tombola.search.controls import ControlSettings, control
 from tombola.study import chen2020
 from tombola.study.cells import Cell, Lab, read_json, read_rows

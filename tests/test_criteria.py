@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from conftest import TINY, tiny_model
+from tombola.criteria import CRITERIA, Given, mean_gradients, parameters_of
 from tombola.errors import DataError, MaskError
 from tombola.prune import prune
-from tombola.scores import CRITERIA, REDUCTIONS, Given, mean_gradients, parameters_of
+from tombola.scores import REDUCTIONS
 from tombola.tasks.encode import Encoded, batches, collate
 
 N = 9

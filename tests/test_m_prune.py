@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from conftest import sentiment, tiny_model, trained_on_sentiment
+from tombola.criteria import CRITERIA, Criterion, Given
 from tombola.errors import DataError, MaskError, SearchError
 from tombola.evaluate import Predictions
-from tombola.scores import CRITERIA, Criterion, Given
 from tombola.search import SEARCHES, magnitude
 from tombola.search.magnitude import MPruneResult, MPruneSettings, MTrial, m_prune
 from tombola.search.one_shot import OneShotSettings, one_shot

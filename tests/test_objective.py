@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tombola.anatomy import read_anatomy
+from tombola.criteria import CRITERIA, Given, mean_gradients
 from tombola.errors import DataError, SearchError, TombolaError
 from tombola.evaluate import METRICS, Predictions, agreement, predict, score, score_and_gradients
 from tombola.gates import Gates, masked
 from tombola.mask import Mask
 from tombola.objective import LabelWords, Objective, Prompt, load_weights, word_ids
-from tombola.scores import CRITERIA, Given, mean_gradients, row_outputs, summed_loss
+from tombola.scores import row_outputs, summed_loss
 from tombola.search.floor import floor_score
 from tombola.tasks import TASKS, asked_in_words, get_task, load_rows
 from tombola.tasks.base import TOKEN_METRICS, Rows

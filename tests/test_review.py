@@ -8,11 +8,12 @@ import torch
 
 from conftest import tiny_model
 from tombola.anatomy import probe_inputs, read_anatomy
+from tombola.canonical import fingerprint
 from tombola.errors import CheckpointError, MaskError, StoreError
 from tombola.gates import hold
 from tombola.mask import Mask
 from tombola.source import fingerprint_files
-from tombola.store import Store, fingerprint
+from tombola.store import Store
 from tombola.study.jobs import open_lab
 from tombola.study.runs import plan_find
 from tombola.study.settings import resolve

@@ -13,10 +13,11 @@ from torch.func import functional_call
 
 from conftest import TINY, tiny_model
 from tombola.anatomy import read_anatomy
+from tombola.criteria import Given, mean_gradients
 from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.mask import Mask
-from tombola.scores import REDUCTIONS, GateGradients, Given, gate_gradients, mean_gradients, normalise, sensitivity
+from tombola.scores import REDUCTIONS, GateGradients, gate_gradients, normalise, sensitivity
 from tombola.tasks.encode import Encoded, batches, collate
 
 N = 7

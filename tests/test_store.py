@@ -21,9 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tombola.canonical import fingerprint
 from tombola.disk import hash_file
 from tombola.errors import StoreError
-from tombola.store import Entry, Problem, Store, fingerprint
+from tombola.store import Entry, Problem, Store
 
 KEY, OTHER = "0123456789abcdef" * 2, "f" * 32
 DESCRIBE = {"step": "train", "version": 1, "settings": {"lr": 2e-5}, "inputs": ["a", "b"]}

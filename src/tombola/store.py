@@ -18,27 +18,24 @@ Read `Store.compute` first, then `_publish` and `_examine`; locks are a module o
 """
 
 import errno
-import hashlib
 import json
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
+from tombola.canonical import JSON, exact_json
 from tombola.disk import Stamp, children, hash_file, scan, size_of, sync
 from tombola.errors import StoreError
 from tombola.locks import Locks, Owner, read_json, read_owner, renamed
-
-JSON: TypeAlias = bool | int | float | str | Sequence[Any] | Mapping[str, Any] | None
 
 FORMAT = 1
 MARKER, CELL, DONE = "store.json", "cell.json", "done.json"
@@ -47,15 +44,6 @@ KEY = re.compile(r"[0-9a-f]{32}")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_SAID = re.compile(r"no space left|disk quota|os error 28|file write failed|unexpected pos", re.IGNORECASE)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def fingerprint(value: JSON) -> str:
-    """128 bits of the sha256 of `value` as canonical JSON, in 32 hex characters; the key of a cell.
-
-    The order of keys does not matter and tuples equal lists; 1, 1.0 and True all differ.
-    Raises: StoreError naming each part that has no exact JSON (NaN, infinities, keys that are no strings, objects).
-    """
-    return hashlib.sha256(_exact_json(value).encode("ascii")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +167,7 @@ class Store:
         Raises: StoreError when the store cannot be written or is over its budget, or when another process published
         other bytes for `key`.
         """
-        text = _exact_json(describe, indent=2) + "\n"
+        text = exact_json(describe, indent=2) + "\n"
         if self._late:
             self._open(create=True)
             self._late = False
@@ -500,32 +488,3 @@ def _compared(path: Path, found: Stamp | None, done: tuple[str, int] | None) -> 
         return f"changed: {found.size} bytes, {done[1]} when finished"
     sha256 = hash_file(path)
     return None if sha256 == done[0] else f"changed: sha256 {sha256[:12]}…, {done[0][:12]}… when finished"
-
-
-def _exact_json(value: JSON, indent: int | None = None) -> str:
-    faults = list(_faults(value, "value"))
-    if faults:
-        expected = "None, bool, int, str, finite float; lists, tuples and string-keyed mappings of these"
-        next = "write such a value as a string, or leave it out"
-        raise StoreError("this has no exact JSON", got="; ".join(faults), expected=expected, next=next)
-    separators = (",", ":" if indent is None else ": ")
-    return json.dumps(value, sort_keys=True, allow_nan=False, separators=separators, indent=indent, default=dict)
-
-
-def _faults(value: object, where: str) -> Iterator[str]:
-    match value:
-        case None | bool() | int() | str():
-            return
-        case float():
-            if not math.isfinite(value):
-                yield f"{where} is {value}"
-        case list() | tuple():
-            for place, item in enumerate(value):
-                yield from _faults(item, f"{where}[{place}]")
-        case Mapping():
-            for name, item in value.items():
-                if not isinstance(name, str):  # json would write 1 as "1", so that two settings become one
-                    yield f"{where} has the key {name!r}"
-                yield from _faults(item, f"{where}.{name}")
-        case _:
-            yield f"{where} is a {type(value).__name__}"

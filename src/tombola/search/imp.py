@@ -20,12 +20,12 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
+from tombola.criteria import Given, magnitude, parameters_of
 from tombola.errors import SearchError, SettingsError, TombolaError
 from tombola.held import HeldValues
 from tombola.levels import MOST, Levels
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, without_lowest
-from tombola.scores import Given, magnitude, parameters_of
 
 Start = Literal["snapshot", "carried"]  # of a round's weights: those of the rewind step, or those the last round ended with
 

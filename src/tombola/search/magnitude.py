@@ -13,11 +13,11 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
+from tombola.criteria import CRITERIA, Given, parameters_of
 from tombola.evaluate import Score, predict, score
 from tombola.gates import restored
 from tombola.mask import Mask
 from tombola.prune import Granularity, count_of, groups, without_lowest
-from tombola.scores import CRITERIA, Given, parameters_of
 from tombola.search.floor import UNSAID, FloorRule, StopMetric, floor_score, holds
 from tombola.tasks.encode import Encoded, batches
 

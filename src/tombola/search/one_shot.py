@@ -10,11 +10,11 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import nn
 
+from tombola.criteria import CRITERIA, Given, parameters_of
 from tombola.evaluate import Score, predict, score
 from tombola.gates import restored
 from tombola.mask import Mask
 from tombola.prune import Granularity, prune
-from tombola.scores import CRITERIA, Given, parameters_of
 from tombola.search.magnitude import CriterionName, multiply
 from tombola.tasks.encode import Encoded, batches
 

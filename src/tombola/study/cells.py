@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tombola.canonical import fingerprint
 from tombola.errors import StoreError
-from tombola.store import PROVENANCE, Entry, Store, fingerprint
+from tombola.store import PROVENANCE, Entry, Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import StrictBool, StrictInt
 
+from tombola.criteria import CRITERIA
 from tombola.errors import SettingsError, TombolaError
-from tombola.scores import CRITERIA
 from tombola.study.cells import Cell
 from tombola.study.chains import Chain
 from tombola.study.context import Context, Experiment, Nothing, only

@@ -13,11 +13,11 @@ from typing import Any
 
 from tombola._version import __version__
 from tombola.anatomy import Layout, read_anatomy
+from tombola.canonical import fingerprint
 from tombola.errors import DataError, TombolaError
 from tombola.objective import Objective, load_weights
 from tombola.scope import scope_parameters
 from tombola.source import fingerprint_files, resolve_model
-from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.tasks import (
     Folders,

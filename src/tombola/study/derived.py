@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from tombola.anatomy import Anatomy
+from tombola.canonical import fingerprint
+from tombola.criteria import Given, magnitude
 from tombola.errors import SettingsError, TicketError, TombolaError
 from tombola.mask import Mask
 from tombola.prune import prune
 from tombola.scope import scope_parameters
-from tombola.scores import Given, magnitude
 from tombola.search.supers import SuperSettings, super_control, survivors
-from tombola.store import fingerprint
 from tombola.ticket import Ticket
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tombola.canonical import fingerprint
 from tombola.errors import TombolaError
 from tombola.stats import Band, Estimate
-from tombola.store import Store, fingerprint
+from tombola.store import Store
 from tombola.study.cells import read_json
 
 FOLDER, FORMAT = "frontiers", 1

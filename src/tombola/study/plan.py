@@ -400,7 +400,7 @@ def _speed(lab: Lab, cell: Cell) -> float:
     """Seconds of one row pass of the task a cell goes back to."""
     import platform
 
-    from tombola.store import fingerprint
+    from tombola.canonical import fingerprint
     from tombola.study.jobs import seconds_per_row_pass
 
     base = cell.run

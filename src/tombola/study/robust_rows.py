@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola import stats
+from tombola.canonical import fingerprint
 from tombola.search.learned import LearnedSettings
 from tombola.stats.estimate import Estimate
-from tombola.store import fingerprint
 from tombola.study.cells import Cell, read_json, read_rows
 from tombola.tasks import bare_name
 

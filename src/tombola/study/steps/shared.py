@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tombola.canonical import fingerprint
 from tombola.evaluate import Merge, Predictions, agreement, merged, predict, score, subgroup_scores
-from tombola.store import fingerprint
 from tombola.study.cells import Cell, Given, Lab, read_rows, write_rows
 from tombola.study.data import TaskData, encoded_rows
 from tombola.ticket import Ticket

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tombola.anatomy import Anatomy, layers_of_heads, read_anatomy, size_of
+from tombola.canonical import fingerprint
+from tombola.criteria import CRITERIA, magnitude
+from tombola.criteria import Given as Wanted
 from tombola.errors import TombolaError
 from tombola.evaluate import Score
 from tombola.gates import prove_acts
@@ -18,14 +21,11 @@ from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
 from tombola.prune import prune
 from tombola.scope import scope_parameters
-from tombola.scores import CRITERIA, magnitude
-from tombola.scores import Given as Wanted
 from tombola.search.controls import CONTROLS, ControlSettings, control, inverted, needs_scores
 from tombola.search.floor import floor_score
 from tombola.search.magnitude import MTrial
 from tombola.search.structured import Trial
 from tombola.source import resolve_model
-from tombola.store import fingerprint
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.derived import RULES, Sources
