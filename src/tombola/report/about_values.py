@@ -157,9 +157,15 @@ def _by_matrix(case: Case, rows: Sequence[ValuesRow]) -> Figure | None:
         for i, of in enumerate(found.values())
         for layer, row in of.items()
     }
-    names = [name.rpartition("attention.")[2].replace(".dense", "") for name in found]
+    names = _shortest([name.replace(".dense", "") for name in found])
     svg = charts.matrix(names, tiles, label=f"Kappa by matrix, {case.title}", columns=[str(layer) for layer in layers])
     return Figure(case.task, svg, f"kappa over seeds, {case.search}", natural=True, task=case.task)
+
+
+def _shortest(names: Sequence[str]) -> list[str]:
+    """Each name from its end, with as many parts as tell it from the others: "key", but "attention.output" and "output"."""
+    ends = [[name.split(".", at)[-1] for at in range(name.count("."), -1, -1)] for name in names]
+    return [next((end for end in own if not any(end in other for other in ends if other is not own)), own[-1]) for own in ends]
 
 
 def error_parts(anchor: str, study: Study) -> tuple[Part, ...]:

@@ -171,12 +171,23 @@ def _split_warnings(split: Split) -> Iterator[str]:
         yield f"{title}: no mean where a seed has no finite score ({listed(broken)})."
     majority = per_seed((row.seed, row.majority) for row in split.rows)
     below = [
-        (group_name(group), [seed for seed, value in group.by_seed.items() if value <= majority[seed]]) for group in split.groups
+        (group, seeds)
+        for group in split.groups
+        if (seeds := [seed for seed, value in group.by_seed.items() if value <= majority[seed]])
     ]
-    if which := "; ".join(f"{name} ({_which_seeds(seeds, len(majority))})" for name, seeds in below if seeds):
-        if all(len(seeds) == len(majority) for _, seeds in below):
-            which = "every model in every seed"
-        yield f"{title}: at or below the majority line of {number(split.majority)}: {which}."
+    if below:
+        yield f"{title}: at or below the majority line of {number(split.majority)}: {_at_the_line(split, below, len(majority))}."
+
+
+def _at_the_line(split: Split, below: Sequence[tuple[Group, list[int]]], n_seeds: int) -> str:
+    """Which groups score no more than one answer for all rows. Of many, controls that are made to be bad are counted."""
+    if len(below) == len(split.groups) and all(len(seeds) == n_seeds for _, seeds in below):
+        return "every model in every seed"
+    named = [(group, seeds) for group, seeds in below if len(below) <= MANY or group.kind in ("full", "good", "random")]
+    which = [f"{group_name(group)} ({_which_seeds(seeds, n_seeds)})" for group, seeds in named]
+    if others := len(below) - len(named):
+        which.append(f"{count(others, 'score')} of other controls")
+    return "; ".join(which)
 
 
 def _ticket_warnings(case: Case) -> Iterator[str]:
