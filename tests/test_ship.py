@@ -20,7 +20,7 @@ from test_families import ALL, furthest, known, logits, mask_without, some_masks
 from tombola import export
 from tombola.adapter import Adapter, Adapters
 from tombola.anatomy import read_anatomy
-from tombola.cut import check_rows, outputs_of
+from tombola.cut import check_rows, outputs_of, shrink
 from tombola.errors import FingerprintError, MaskError, SettingsError, TicketError, TombolaError
 from tombola.export import foretell, ship
 from tombola.gates import Gates, load
@@ -188,6 +188,17 @@ def test_onnx_takes_any_batch_and_length(found: Ticket, tmp_path: Path) -> None:
     assert shipped.small.bytes == sum((tmp_path / "out" / name).stat().st_size for name in files)
     assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()  # nor any other path of this machine
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ALL)
+def test_onnx_of_every_family(kind: str, tmp_path: Path) -> None:
+    model, anatomy = tiny_family(kind), known(kind)[1]
+    neurons = torch.ones(len(anatomy.mlps), anatomy.mlps[0].d_ffn, dtype=torch.bool)
+    neurons[0, ::2] = neurons[-1, 1] = False  # layers of other widths
+    small = shrink(model, Mask(neurons=neurons), anatomy)
+    export.write_onnx(small, tmp_path / "model.onnx")
+    assert export.onnx_parity(small, tmp_path / "model.onnx").holds
 
 
 def test_an_adapter_is_the_model_bit_for_bit_and_several_share_one_base(tiny_folder: Path, tmp_path: Path) -> None:
