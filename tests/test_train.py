@@ -2,9 +2,11 @@
 
 import copy
 import math
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -355,3 +357,22 @@ def test_held_values_are_exactly_zero_after_training_and_the_others_moved() -> N
             look(f"{projection.path}.weight", channels[:, None])
         for part in ("weight", "bias"):
             look(f"{layer.mlp.out.path}.{part}", mlp)
+
+
+def test_bf16_is_of_its_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny_model("bert"), random_rows()
+    half = replace(FAST, precision="bf16")
+    full = trained(model, rows)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # which Trainer would obey
+    rounded = trained(model, rows, how=half)
+    assert same_weights(trained(model, rows), full)  # neither that variable nor the training before changes anything
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert same_weights(trained(model, rows, how=half), rounded)
+    start, float32, bfloat16 = (torch.nn.utils.parameters_to_vector(one.parameters()).detach() for one in (model, full, rounded))
+    assert 0 < (float32 - bfloat16).norm() < (float32 - start).norm()
+    assert bfloat16.dtype == torch.float32
+
+
+def test_runs_older_than_a_setting_keep_their_names() -> None:
+    assert FAST.plain().keys() & {"steps", "precision"} == set()
+    assert replace(FAST, precision="bf16", steps=3).plain().items() >= {"precision": "bf16", "steps": 3}.items()

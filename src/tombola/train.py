@@ -13,6 +13,7 @@ Trainer brings back weights, moments, schedule and random state.
 
 import hashlib
 import json
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+PRECISION = "ACCELERATE_MIXED_PRECISION"
 # Of a config: where it came from, and what a first forward pass writes into it
 NO_PART = ("_name_or_path", "transformers_version", "problem_type", "dtype")
 
@@ -56,10 +58,13 @@ class TrainSettings:
     weight_decay: Annotated[float, Ge(0)] = 0.0
     adam_epsilon: Annotated[float, Gt(0)] = 1e-8
     clip_norm: Annotated[float, Gt(0)] = 1.0
+    # bf16: matrix products of training in bfloat16 (autocast), weights and moments in float32; all else is always float32
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def plain(self) -> dict[str, Any]:
-        """As JSON, by the names of the fields; `steps` only where it is set, so that runs older than it keep their names."""
-        return {name: value for name, value in asdict(self).items() if name != "steps" or value is not None}
+        """As JSON, by the names of the fields; what came later only where it is set, so that older runs keep their names."""
+        later = {"steps": None, "precision": "fp32"}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def steps_of(self, rows: int) -> int:
         """Optimizer steps of a whole run on so many rows."""
@@ -266,7 +271,7 @@ def fine_tune(
         resumed = last_checkpoint(checkpoints, run)
         callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed, ours))
     steps = stretch.steps if stretch else -(-len(train) // settings.batch_size) * settings.epochs
-    with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_randomness():
+    with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_surroundings():
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=settings.epochs,
@@ -282,6 +287,7 @@ def fine_tune(
             seed=seeds.dropout,
             data_seed=seeds.data,
             use_cpu=device == "cpu",
+            bf16=settings.precision == "bf16",
             save_strategy="no",  # but for what `keep_checkpoints` asks for
             eval_strategy="no",
             logging_strategy="steps",
@@ -363,12 +369,17 @@ def _is_shared(model: "PreTrainedModel", name: str) -> bool:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Gives the global generators back as they were: Trainer seeds all of them."""
+def _own_surroundings() -> Iterator[None]:
+    """Gives the global generators back as they were, since Trainer seeds all of them; and hides accelerate's precision, which it
+    would obey and in some versions leaves behind for the next training."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator others may be using
+    precision = os.environ.pop(PRECISION, None)
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+            os.environ.pop(PRECISION, None)
+            if precision is not None:
+                os.environ[PRECISION] = precision

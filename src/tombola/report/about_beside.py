@@ -117,36 +117,34 @@ def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     unique = {
         (row.cell, row.kind, row.stage, row.seed, row.draw, row.split, row.group, row.metric): row
         for row in study.results.subgroups
+        if row.role != "selection"  # what a mask was chosen on says nothing of shortcuts
     }
     groups: dict[tuple[str, str, str, str, str], list[SubgroupRow]] = {}
     for row in unique.values():
         groups.setdefault((row.task, row.split, row.group, row.kind, row.stage), []).append(row)
     if not groups:
         return ()
-    names = list(dict.fromkeys(key[2] for key in groups))
-    lines = sorted({(t, s, k, st) for t, s, _, k, st in groups}, key=lambda key: (key[0], key[1], STAGES.index(key[3]), key[2]))
-    titles = {row.task: row for row in unique.values()}
+    titles = list(dict.fromkeys(row.task for row in unique.values()))
+    lines = sorted(dict.fromkeys(key[:3] for key in groups), key=lambda key: (titles.index(key[0]), key[1]))
+    tickets = sorted(dict.fromkeys(key[3:] for key in groups), key=lambda key: STAGES.index(key[1]))
     table = Table(
-        "Scores by group of the challenge rows: mean ± std over seeds",
-        ("Task", "Split", "Ticket", "Stage", *names, "Rows of each"),
+        "Scores by group: mean ± std over seeds",
+        ("Task", "Rows of", "Group", *("dense" if stage == "full" else f"{stage} {kind}" for kind, stage in tickets), "Rows"),
         tuple(
             (
                 study.title_of(task),
                 split,
-                kind,
-                stage,
+                group,
                 *(
-                    of_seeds(per_seed((row.seed, row.value) for row in groups[task, split, name, kind, stage]))
-                    if (task, split, name, kind, stage) in groups
-                    else NONE
-                    for name in names
+                    of_seeds(per_seed((row.seed, row.value) for row in groups.get((task, split, group, *ticket), ())))
+                    for ticket in tickets
                 ),
-                span(row.n for name in names for row in groups.get((task, split, name, kind, stage), ())),
+                span(row.n for ticket in tickets for row in groups.get((task, split, group, *ticket), ())),
             )
-            for task, split, kind, stage in lines
+            for task, split, group in lines
         ),
-        stubs=4,
-        tasks=tuple(study.task_of(task) for task, _, _, _ in lines),
+        stubs=3,
+        tasks=tuple(study.task_of(task) for task, _, _ in lines),
     )
     drawn = []
     for task in titles:
@@ -232,12 +230,10 @@ REFERENCE_TABLES: Mapping[str, str] = {
 def reference_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """What was obtained beside what is published; only of tasks that the paper has."""
     rows = compare_with_reference(study.results)
-    if not any(row.obtained is not None for row in rows):
-        return ()
     parts = []
     for table, title in REFERENCE_TABLES.items():
         every = [row for row in rows if row.table == table]
-        mine = [row for row in every if row.obtained is not None]
+        mine = [row for row in every if row.obtained is not None and row.obtained.value is not None]
         if not mine:
             continue
         absent = len(every) - len(mine)

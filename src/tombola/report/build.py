@@ -148,7 +148,7 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
 
 
 def sections_of(study: Study) -> list[Section]:
-    """The questions over all tasks that these results can answer, then each task and search by itself."""
+    """The questions over all tasks that these results can answer, then each task and search by itself; a lone one comes first."""
     found = []
     for anchor, title, functions in PARTS:
         parts = tuple(part for i, function in enumerate(functions, 1) for part in function(f"{anchor}-{i}", study))
@@ -156,7 +156,8 @@ def sections_of(study: Study) -> list[Section]:
             found.append(Section(anchor, title, "", parts))
     alone = [case for case in study.cases if _stands_alone(case, study)]
     many = len(alone) > MANY_CASES
-    return [*found, *(_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1))]
+    own = [_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1)]
+    return [*own, *found] if len(study.cases) == 1 else [*found, *own]
 
 
 def _stands_alone(case: Case, study: Study) -> bool:
