@@ -54,8 +54,8 @@ def joint_parts(anchor: str, study: Study) -> tuple[Part, ...]:
                         *("Own mask, trained alone", "Shared minus own", "Masks share / by chance"),
                     ),
                     tuple(rows),
-                    "Row dense: all tasks trained together, nothing removed, and each alone. In a shared run each task sees as many "
-                    "batches as the longest, which may be more than it sees alone. Masks share: Jaccard, mean over seeds. * at or "
+                    "Row dense: nothing removed, all tasks trained together, and each alone. In a shared run each task sees as "
+                    "many batches as the longest, which may be more than alone. Masks share: Jaccard, mean over seeds. * at or "
                     "below the majority line.",
                     stubs=3,
                     tasks=tuple(tasks),
