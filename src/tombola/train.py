@@ -238,11 +238,12 @@ def fine_tune(
     Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
     threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
     """
-    if isinstance(train, Several) and (stretch is None or recipe is not None or not isinstance(model, Joint)):
+    own_loss = None if recipe is None else recipe.loss
+    if isinstance(train, Several) and (stretch is None or own_loss is not None or not isinstance(model, Joint)):
         raise TombolaError(
             "tasks are trained on together for a number of steps, by their own losses, on one body",
-            got=f"{type(model).__name__}, {'no stretch' if stretch is None else 'a stretch'}, recipe {recipe}",
-            expected="a Joint and a stretch, without a recipe",
+            got=f"{type(model).__name__}, {'no stretch' if stretch is None else 'a stretch'}, loss {own_loss}",
+            expected="a Joint and a stretch, without another loss",
         )
     if isinstance(train, Encoded) and stretch is None and (settings.steps is not None or train.masking is not None):
         steps = settings.steps_of(len(train))
@@ -252,8 +253,6 @@ def fine_tune(
         return TrainLog(0, 0, 0, ())
     import transformers
     from safetensors.torch import save_model
-
-    own_loss = None if recipe is None else recipe.loss
 
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:

@@ -348,6 +348,8 @@ def _labels(cells: Iterable[Cell]) -> dict[str, str]:
         peers = [other for other in said.values() if other["task"] == mine["task"]]
         differing = sorted({name for other in peers for name in other if str(other[name]) != str(mine.get(name))})
         together = [mine["task"]] if rounds[key].step == "joint_round" else []
+        if mine["report_checkpoint"] == "best":  # never without its name
+            differing = sorted({*differing, "report_checkpoint"})
         labels[key] = ", ".join([*together, *(f"{name}={mine[name]}" for name in differing if name in mine)])
     return labels
 
@@ -355,6 +357,7 @@ def _labels(cells: Iterable[Cell]) -> dict[str, str]:
 def _settings_of(cell: Cell) -> dict[str, Any]:
     """What two chains must share to be seeds of one; sparsity and level are of the round."""
     flat: dict[str, Any] = {"preset": cell.settings["preset"]}
+    flat["report_checkpoint"] = cell.settings.get("report_checkpoint", "last")
     for part in ("data", "train", "search"):
         flat |= cell.settings.get(part, {})
     if cell.step == "joint_round":

@@ -25,10 +25,10 @@ from tombola.tasks import Task
 from tombola.ticket import Ticket
 
 # Options of a chain that decide how many rounds there are, how long one is, what is done with their tickets, or how rows are
-# read: no part of a round.
+# read: no part of a round. What is reported is said by the cell itself, where it is not the last state.
 NO_PART = (
     *("imp_last_level", "artefact_level", "mlm_eval_masks", "mlm_accuracy_weight", "pruned_weight_decay"),
-    *("squad_epochs", "mlm_finetune_steps", "std_kind"),
+    *("squad_epochs", "mlm_finetune_steps", "std_kind", "report_checkpoint"),
 )
 
 
@@ -129,11 +129,12 @@ def plan_chains(
         if "teacher" in LOSSES[settings.loss.loss].needs:
             known["teacher"] = step_cell("fine_tune", shared | {"keep_weights": True})
         shared |= settings.loss.plain(settings.loss.loss)  # of the dense model and of every round
+        unscored, shared = shared, shared | reported(settings)
         dense = step_cell("fine_tune", shared | {"keep_weights": True}, **known)
         snapshot = None
         if first:
             stretch = {"steps": first, "schedule_steps": plan[0].schedule_steps, "rows_from": 0, "schedule_from": 0}
-            snapshot = step_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True}, **known)
+            snapshot = step_cell("snapshot", unscored | {"stretch": stretch, "keep_weights": True}, **known)
         given: dict[str, Cell] = {} if snapshot is None else {"snapshot": snapshot}
         levels: list[Cell] = []
         for one, after in zip(plan, [*plan[1:], None], strict=True):
@@ -163,6 +164,12 @@ def train_rows(lab: Lab, common: Mapping[str, Any], objective: Any) -> int:
 
     cell = Cell("count", 1, common)
     return len(encoded_rows(lab, cell, "train", task_data(lab, common["data"]["task"], common["data"]).train))
+
+
+def reported(settings: Settings) -> dict[str, str]:
+    """What a cell says of the state that it reports: nothing of the last one."""
+    which = settings.search.report_checkpoint
+    return {} if which == "last" else {"report_checkpoint": which}
 
 
 def nested(lab: Lab, chain: Chain) -> Ticket:

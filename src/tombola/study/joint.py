@@ -21,7 +21,7 @@ from tombola.objective import load_weights
 from tombola.scope import scope_parameters
 from tombola.search.imp import Round, rounds, settings_for, sparsities
 from tombola.study.cells import Cell, Lab
-from tombola.study.chains import NO_PART, at_sparsity, cuts_of, plan_chains, train_rows
+from tombola.study.chains import NO_PART, at_sparsity, cuts_of, plan_chains, reported, train_rows
 from tombola.study.data import base_folder, layout_of, task_of
 from tombola.study.settings import Settings
 from tombola.tasks import Task, bare_name
@@ -85,7 +85,7 @@ def plan_joint(lab: Lab, model: str, tasks: Sequence[tuple[str | Task, Settings]
         given = alone if snapshot is None else alone | {"snapshot": snapshot}
         levels: list[Cell] = []
         for one, after in zip(plan, [*plan[1:], None], strict=True):
-            described = {"method": "imp", "preset": first.preset} | cuts_of(one, after, at, said)
+            described = reported(first) | {"method": "imp", "preset": first.preset} | cuts_of(one, after, at, said)
             inputs = given | ({"ticket": levels[-1]} if levels else {})
             levels.append(step_cell("joint_round", shared | described, **inputs))
         *of_levels, last = levels
@@ -99,8 +99,10 @@ def _check_tasks(names: Sequence[str], settings: Sequence[Settings]) -> None:
     problems = []
     if len(names) < 2 or len({*map(bare_name, names)}) < len(names):
         problems.append(TombolaError("one body is shared by two different tasks or more", got=", ".join(names)))
-    said = [{name: value for name, value in asdict(one.search).items() if name not in NO_PART} for one in settings]
-    differing = sorted({name for one in said for name in one if one[name] != said[0][name]})
+    said = [
+        {name: value for name, value in asdict(one.search).items() if name not in NO_PART} | reported(one) for one in settings
+    ]
+    differing = sorted({name for one in said for name in {**one, **said[0]} if one.get(name) != said[0].get(name)})
     if differing or len({one.preset for one in settings}) > 1:
         problems.append(
             TombolaError(

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from tombola.source import hash_tensor
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
+from tombola.study.steps.looks import Answers, Looks, epoch_ends, looking, looks_folder
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.study.steps.tickets import good_ticket
@@ -39,6 +41,7 @@ class OneTask:
     def __init__(self, cell: Cell, lab: Lab) -> None:
         self.cell, self.lab, self.data = cell, lab, same_data(cell, lab)
         self.name, self.objective = self.data.task.name, self.data.task.objective
+        self.looks: list[Looks] = []  # one a task, at the model that was trained
 
     def load(self, folder: Path | None) -> nn.Module:
         """The model with the weights that a round or snapshot wrote into a folder, or the base with a head that is drawn."""
@@ -59,6 +62,14 @@ class OneTask:
     def recipe(self) -> Recipe | None:
         return loss_of(self.cell, self.lab, self.data)
 
+    def looks_at(self, model: nn.Module, stretch: Stretch) -> list[Looks]:
+        """Those that are asked for; a new one at each call."""
+        if self.cell.settings.get("report_checkpoint") != "best":
+            return []
+        rows = len(encoded_rows(self.lab, self.cell, "train", self.data.train))
+        at = epoch_ends(rows, self.cell.settings["train"]["batch_size"], stretch.steps, stretch.rows_from)
+        return [Looks(looks_folder(self.cell, self.lab), at, lambda: predict_all(self.cell, self.lab, self.data, model))]
+
     def counts(self) -> dict[str, int]:
         """What is said of the rows that it was trained on."""
         return {"rows": len(self.data.train), "rows_dropped_as_leaked": self.data.leaked}
@@ -68,12 +79,15 @@ class OneTask:
             model.save_pretrained(out / "weights")  # type: ignore[operator]
             save_tokenizer(tokenizer_of(self.lab, self.cell), out / "weights")
 
-    def write_scores(self, model: nn.Module, out: Path, ticket: Ticket | None) -> None:
-        """Of a trained level; of level 0 the dense model has them."""
-        dense = read_predictions(self.lab.folder(self.cell.inputs["dense"]))
+    def write_scores(self, model: nn.Module, out: Path, ticket: Ticket | None, steps: int) -> dict[str, Any]:
+        """Of a level that was trained for so many steps; of level 0 the dense model has them. What is said of looks."""
+        dense, said = read_predictions(self.lab.folder(self.cell.inputs["dense"])), dict[str, Any]()
         if ticket is not None:
-            predictions = predict_all(self.cell, self.lab, self.data, model)
+            predictions: Answers = predict_all(self.cell, self.lab, self.data, model)
+            if self.looks:
+                predictions, said = self.looks[0].best(self.data, predictions, steps)
             write_scores(self.cell, out, self.data, predictions, dense, ticket, stage="retrained")
+        return said
 
     def of_ticket(self) -> tuple[Cell, Objective]:
         """The cell that says task, rows and training of a ticket, and what its models are asked."""
@@ -93,7 +107,7 @@ def snapshot_of(asked: OneTask, out: Path, progress: Progress) -> None:
         model = asked.load(None)
         model.to(settings["machine"]["device"])
         stretch = Stretch(**settings["stretch"])
-        return model, _train(asked, model, checkpoints, stretch, run_seeds(settings).data, progress)
+        return model, _train(asked, model, checkpoints, stretch, run_seeds(settings).data, progress, asked.recipe())
 
     model, log = resumable(cell, lab, trained)
     asked.write_weights(model, out)
@@ -125,8 +139,8 @@ def round_of(asked: OneTask, out: Path, progress: Progress) -> None:
             cell, lab, lambda checkpoints: _trained(asked, ticket, one, options, checkpoints, progress)
         )
     if log is not None:
-        asked.write_scores(model, out, ticket)
-        write_json(out / "train.json", asdict(log) | asked.counts() | {"snapshot": snapshot})
+        looks = asked.write_scores(model, out, ticket, log.steps)
+        write_json(out / "train.json", asdict(log) | asked.counts() | {"snapshot": snapshot} | looks)
     said: list[str] = []
     if settings["cuts"] is not None:
         said = _write_ticket(asked, out, model, anatomy, ticket, options)
@@ -177,7 +191,9 @@ def _trained(
         steps=one.steps, schedule_steps=one.schedule_steps, rows_from=one.rows_from, schedule_from=one.schedule_from
     )
     order = order_seed(run_seeds(settings).data, one.data_round)
-    log = _train(asked, model, checkpoints, stretch, order, lambda share: progress(0.9 * share))
+    asked.looks = asked.looks_at(model, stretch)
+    recipe = looking(asked.recipe(), *asked.looks)
+    log = _train(asked, model, checkpoints, stretch, order, lambda share: progress(0.9 * share), recipe)
     wrong = [name for name, kept in mask.values.items() if bool(model.get_parameter(name).detach().cpu()[~kept].ne(0).any())]
     if wrong:
         raise SearchError("removed values moved while the round was trained", got=", ".join(wrong[:5]), expected="exactly 0")
@@ -185,7 +201,13 @@ def _trained(
 
 
 def _train(
-    asked: OneTask, model: nn.Module, checkpoints: Path | None, stretch: Stretch, order: int, progress: Progress
+    asked: OneTask,
+    model: nn.Module,
+    checkpoints: Path | None,
+    stretch: Stretch,
+    order: int,
+    progress: Progress,
+    recipe: Recipe | None,
 ) -> TrainLog:
     cell, lab = asked.cell, asked.lab
     return fine_tune(
@@ -199,7 +221,7 @@ def _train(
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),
         stretch=stretch,
-        recipe=asked.recipe(),
+        recipe=recipe,
     )
 
 

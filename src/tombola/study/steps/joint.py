@@ -4,6 +4,7 @@ All of it is `tombola.study.steps.imp`; here is what several tasks train and sco
 stand in a folder of their own, `task-0`, `task-1`, … in the order of the tasks.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from tombola.study import ranks
 from tombola.study.cells import Cell, Lab
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
 from tombola.study.steps.imp import OneTask, Progress, round_of, snapshot_of
+from tombola.study.steps.looks import Answers, Looks, epoch_ends, looks_folder
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, write_scores
 from tombola.tasks import bare_name
 from tombola.ticket import Ticket
-from tombola.train import Recipe, Several
+from tombola.train import Recipe, Several, Stretch
 
 WEIGHTS = "joint.safetensors"  # the body and all heads
 
@@ -38,7 +40,7 @@ class SeveralTasks(OneTask):
         self.parts = {one["data"]["task"]: Cell(cell.step, cell.version, common | {"data": one["data"]}) for one in of}
         self.batch_sizes = {one["data"]["task"]: int(one["batch_size"]) for one in of}
         self.all_data = {name: same_data(part, lab) for name, part in self.parts.items()}
-        self.name = names_of(cell)
+        self.name, self.looks = names_of(cell), []
 
     def load(self, folder: Path | None) -> Joint:
         place, seed = base_folder(self.lab, self.cell.settings["model"]), run_seeds(self.cell.settings).head
@@ -71,16 +73,32 @@ class SeveralTasks(OneTask):
         if ranks.rank() == 0:
             save_model(model, str(out / WEIGHTS))
 
-    def write_scores(self, model: nn.Module, out: Path, ticket: Ticket | None) -> None:
+    def looks_at(self, model: nn.Module, stretch: Stretch) -> list[Looks]:
+        if self.cell.settings.get("report_checkpoint") != "best":
+            return []
+        assert isinstance(model, Joint)
+        folder, rows = looks_folder(self.cell, self.lab), self.train_rows()
+        found = []
+        for i, (name, part) in enumerate(self.parts.items()):
+            at = epoch_ends(len(rows.rows[name]), self.batch_sizes[name], stretch.steps, stretch.rows_from)
+            ask = partial(predict_all, part, self.lab, self.all_data[name], model.models[name])
+            found.append(Looks(folder / str(i), at, ask))
+        return found
+
+    def write_scores(self, model: nn.Module, out: Path, ticket: Ticket | None, steps: int) -> dict[str, Any]:
         """Of each task, with the agreement with the dense model that was trained on it alone."""
         assert isinstance(model, Joint)
+        looks: dict[str, Any] = {}
         for i, (name, part) in enumerate(self.parts.items()):
             data, folder = self.all_data[name], out / f"task-{i}"
             folder.mkdir()
-            predictions = predict_all(part, self.lab, data, model.models[name])
+            predictions: Answers = predict_all(part, self.lab, data, model.models[name])
+            if self.looks:
+                predictions, looks[name] = self.looks[i].best(data, predictions, steps)
             dense = read_predictions(self.lab.folder(alone(self.cell)[i]))
             stage = "full" if ticket is None else "retrained"
             write_scores(part, folder, data, predictions, dense, ticket, stage=stage)
+        return {"looks": looks} if looks else {}
 
     def of_ticket(self) -> tuple[Cell, Objective]:
         """A ticket of several tasks says no classes: its mask is of the body alone, and fits under any head."""
