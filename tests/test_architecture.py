@@ -16,7 +16,7 @@ LEVELS = (
     ("search", "attention"),
     ("landscape",),
     ("train", "callback", "checkpoint", "evaluate"),
-    ("tasks", "bias", "losses"),
+    ("tasks", "bias", "losses", "joint"),
     ("timing",),
     ("hub",),
     ("export",),

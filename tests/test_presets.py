@@ -68,6 +68,7 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "round_end": ("full_run", "fixed_step_count", "full_run"),
     "mlm_first_cut": ("after_training", "before_training", "after_training"),
     "round_data_order": ("same", "continuing_rng", "seed_and_round"),
+    "report_checkpoint": ("last", "last", "last"),  # unverified, unspecified: the plain reading
     "artefact_level": ("single", "off_by_one", "single"),
     "mlm_eval_masks": ("any", "redrawn", "fixed_by_seed"),
     "mlm_accuracy_weight": ("any", "padded_tokens", "masked_tokens"),

@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import torch
 from annotated_types import Ge, Gt
-from torch.utils.data import DataLoader, Sampler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tombola.checkpoint import keep_checkpoints, last_checkpoint
 from tombola.errors import TombolaError
 from tombola.gates import Gates
 from tombola.held import HeldValues
+from tombola.joint import Joint
 from tombola.mask import Mask
 from tombola.tasks.encode import Encoded, collate
 
@@ -169,9 +171,47 @@ class Stream(Sampler[list[int]]):
             yield from batches[skipped if epoch == first else 0 :]
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Rows of several tasks that one run trains on, of `tombola.joint.Joint`: a step takes a batch of each, so that a task whose
+    rows are fewer begins its next epoch before the others have ended theirs. Each sees its rows in the order that it would see
+    them in alone.
+    """
+
+    rows: Mapping[str, Encoded]  # by the names that the model has for its tasks
+    batch_sizes: Mapping[str, int]
+
+    def streams(self, seed: int, stretch: Stretch) -> dict[str, Stream]:
+        """The batches of each task."""
+        return {name: Stream(of.computed_lengths, self.batch_sizes[name], seed, stretch) for name, of in self.rows.items()}
+
+
+class Together(Sampler[list[tuple[str, list[int]]]]):
+    """Batch by batch of several streams of one length: (task, items) of each."""
+
+    drop_last = False
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        self.streams = streams
+
+    def __len__(self) -> int:
+        return min(len(one) for one in self.streams.values())
+
+    def __iter__(self) -> Iterator[list[tuple[str, list[int]]]]:
+        for together in zip(*self.streams.values(), strict=True):
+            yield list(zip(self.streams, together, strict=True))
+
+
+class _AsAsked(Dataset[Any]):
+    """Its item of anything is that."""
+
+    def __getitem__(self, item: Any) -> Any:
+        return item
+
+
 def fine_tune(
-    model: "PreTrainedModel",
-    train: Encoded,
+    model: "PreTrainedModel | Joint",
+    train: Encoded | Several,
     settings: TrainSettings,
     seeds: RunSeeds,
     *,
@@ -198,10 +238,19 @@ def fine_tune(
     stretch         a part of the run instead of all of it, with a new optimizer: `epochs` and `steps` then play no part.
     recipe          another loss than the model's own, and what is done before each step.
 
+    With rows of several tasks the model is a `Joint`, the run a stretch, and `batch_size` plays no part.
+
     Raises: TombolaError when the folder holds checkpoints of a run with other settings, seeds, rows, starting weights,
     threads, device or versions (naming each), damaged ones (naming each file), or somebody else's.
     """
-    if stretch is None and (settings.steps is not None or train.masking is not None):
+    own_loss = None if recipe is None else recipe.loss
+    if isinstance(train, Several) and (stretch is None or own_loss is not None or not isinstance(model, Joint)):
+        raise TombolaError(
+            "tasks are trained on together for a number of steps, by their own losses, on one body",
+            got=f"{type(model).__name__}, {'no stretch' if stretch is None else 'a stretch'}, loss {own_loss}",
+            expected="a Joint and a stretch, without another loss",
+        )
+    if isinstance(train, Encoded) and stretch is None and (settings.steps is not None or train.masking is not None):
         steps = settings.steps_of(len(train))
         stretch = Stretch(steps=steps, schedule_steps=steps) if steps else None
     if stretch is None and settings.epochs == 0:
@@ -210,26 +259,10 @@ def fine_tune(
     import transformers
     from safetensors.torch import save_model
 
-    own_loss = None if recipe is None else recipe.loss
-
-    def to_batch(items: list[int]) -> dict[str, torch.Tensor]:
-        rows = [item % len(train) for item in items]
-        batch = collate(train, rows, drawn=None if stretch is None else (seeds.data, items[0] // len(train)))
-        return batch if own_loss is None else batch | {"rows": torch.tensor(rows)}
-
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
-            if stretch is not None:
-                stream = Stream(train.computed_lengths, settings.batch_size, seeds.data, stretch)
-                items = range(len(train) * (1 + (stretch.rows_from + stretch.steps) // -(-len(train) // settings.batch_size)))
-                loaded: DataLoader[Any] = DataLoader(items, batch_sampler=stream, collate_fn=to_batch)  # type: ignore[arg-type]
-                ready: DataLoader[Any] = self.accelerator.prepare(loaded)
-                return ready
-            sampler = LengthBuckets(train.computed_lengths, settings.batch_size, seeds.data)
-            rows = list(range(len(train)))  # the data set is the row numbers; `to_batch` looks them up
-            loader: DataLoader[Any] = DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
-            prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-            return prepared
+            ready: DataLoader[Any] = self.accelerator.prepare(_loader(train, settings, seeds.data, stretch, own_loss is not None))
+            return ready
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if own_loss is None:
@@ -270,7 +303,8 @@ def fine_tune(
         run |= {} if recipe is None else {"recipe": dict(recipe.said)}
         resumed = last_checkpoint(checkpoints, run)
         callbacks.append(keep_checkpoints(checkpoints, run, every_seconds, resumed, ours))
-    steps = stretch.steps if stretch else -(-len(train) // settings.batch_size) * settings.epochs
+    n = 0 if isinstance(train, Several) else len(train)
+    steps = stretch.steps if stretch else -(-n // settings.batch_size) * settings.epochs
     with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory() as folder, _own_surroundings():
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
@@ -297,13 +331,44 @@ def fine_tune(
             remove_unused_columns=False,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # with several, Trainer splits batches over copies that gates do not follow
-        trainer = OwnOrder(model=model, args=arguments, train_dataset=range(len(train)), callbacks=callbacks)
+        trainer = OwnOrder(model=model, args=arguments, train_dataset=range(n), callbacks=callbacks)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         history = trainer.state.log_history
     model.eval()
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
     return TrainLog(int(trainer.state.global_step), *_tokens(train, settings, seeds.data, stretch), losses)
+
+
+def _loader(
+    train: Encoded | Several, settings: TrainSettings, seed: int, stretch: Stretch | None, numbered: bool
+) -> DataLoader[Any]:
+    """The batches of a run, `numbered` with the numbers of their rows; of several tasks {"batches": task → batch}."""
+    if isinstance(train, Several):
+        assert stretch is not None
+        of = train.rows
+        together = Together(train.streams(seed, stretch))
+
+        def of_each(items: list[tuple[str, list[int]]]) -> dict[str, Any]:
+            return {"batches": {name: _batch(of[name], mine, seed, stretch, False) for name, mine in items}}
+
+        return DataLoader(_AsAsked(), batch_sampler=together, collate_fn=of_each)
+
+    def to_batch(items: list[int]) -> dict[str, torch.Tensor]:
+        return _batch(train, items, seed, stretch, numbered)
+
+    if stretch is not None:
+        stream = Stream(train.computed_lengths, settings.batch_size, seed, stretch)
+        return DataLoader(_AsAsked(), batch_sampler=stream, collate_fn=to_batch)
+    sampler = LengthBuckets(train.computed_lengths, settings.batch_size, seed)
+    rows = list(range(len(train)))  # the data set is the row numbers; `_batch` looks them up
+    return DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
+
+
+def _batch(train: Encoded, items: list[int], seed: int, stretch: Stretch | None, numbered: bool) -> dict[str, torch.Tensor]:
+    rows = [item % len(train) for item in items]
+    batch = collate(train, rows, drawn=None if stretch is None else (seed, items[0] // len(train)))
+    return batch | {"rows": torch.tensor(rows)} if numbered else batch
 
 
 def _falling(stretch: Stretch, warmup: int, step: int) -> float:
@@ -314,13 +379,15 @@ def _falling(stretch: Stretch, warmup: int, step: int) -> float:
     return max(0.0, (stretch.schedule_steps - at) / max(1, stretch.schedule_steps - warmup))
 
 
-def _tokens(train: Encoded, settings: TrainSettings, seed: int, stretch: Stretch | None) -> tuple[int, int]:
+def _tokens(train: Encoded | Several, settings: TrainSettings, seed: int, stretch: Stretch | None) -> tuple[int, int]:
     """(real, padded) tokens of a whole run: each batch of `LengthBuckets` is as long as its longest row."""
+    if isinstance(train, Several):
+        assert stretch is not None
+        each = [_stretch_tokens(train.rows[name], stream) for name, stream in train.streams(seed, stretch).items()]
+        return sum(real for real, _ in each), sum(padded for _, padded in each)
     lengths = train.computed_lengths
     if stretch is not None:
-        n, real = len(lengths), train.lengths
-        stream = [[item % n for item in one] for one in Stream(lengths, settings.batch_size, seed, stretch)]
-        return sum(real[i] for one in stream for i in one), sum(len(one) * max(lengths[i] for i in one) for one in stream)
+        return _stretch_tokens(train, Stream(lengths, settings.batch_size, seed, stretch))
     sampler, padded = LengthBuckets(lengths, settings.batch_size, seed), 0
     for epoch in range(settings.epochs):
         sampler.set_epoch(epoch)
@@ -330,16 +397,17 @@ def _tokens(train: Encoded, settings: TrainSettings, seed: int, stretch: Stretch
     return settings.epochs * sum(train.lengths), padded
 
 
-def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings, seeds: RunSeeds, device: str) -> dict[str, Any]:
+def _stretch_tokens(train: Encoded, stream: Stream) -> tuple[int, int]:
+    lengths, real = train.computed_lengths, train.lengths
+    batches = [[item % len(train) for item in one] for one in stream]
+    return sum(real[i] for one in batches for i in one), sum(len(one) * max(lengths[i] for i in one) for one in batches)
+
+
+def _identity(
+    model: "PreTrainedModel | Joint", train: Encoded | Several, settings: TrainSettings, seeds: RunSeeds, device: str
+) -> dict[str, Any]:
     """All that the bits of a run depend on, as JSON: what a checkpoint must have been made with to be gone on from."""
-    rows, start = (
-        hashlib.sha256(repr((sorted(train.pad.items()), train.pad_to)).encode()),
-        hashlib.sha256(type(model).__name__.encode()),
-    )
-    for name, row, label in zip(train.ids, train.inputs, train.labels, strict=True):
-        rows.update(repr((name, sorted(row.items()), label)).encode())
-    if train.masking is not None or train.spans is not None:
-        rows.update(repr((train.masking, None if train.spans is None else [one.label for one in train.spans.windows])).encode())
+    start = hashlib.sha256(type(model).__name__.encode())
     for name, value in sorted(model.state_dict().items()):
         start.update(repr((name, value.dtype, tuple(value.shape))).encode())
         start.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -352,7 +420,9 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:32],
         "mask": None if mask.removes_nothing else mask.digest()[:32],
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
-        "rows": rows.hexdigest()[:32],
+        "rows": _rows_digest(train)
+        if isinstance(train, Encoded)
+        else {name: [_rows_digest(of), train.batch_sizes[name]] for name, of in train.rows.items()},
         "starting weights": start.hexdigest()[:32],
         "threads": torch.get_num_threads(),
         "device": device,
@@ -362,7 +432,16 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
     }
 
 
-def _is_shared(model: "PreTrainedModel", name: str) -> bool:
+def _rows_digest(train: Encoded) -> str:
+    rows = hashlib.sha256(repr((sorted(train.pad.items()), train.pad_to)).encode())
+    for name, row, label in zip(train.ids, train.inputs, train.labels, strict=True):
+        rows.update(repr((name, sorted(row.items()), label)).encode())
+    if train.masking is not None or train.spans is not None:
+        rows.update(repr((train.masking, None if train.spans is None else [one.label for one in train.spans.windows])).encode())
+    return rows.hexdigest()[:32]
+
+
+def _is_shared(model: nn.Module, name: str) -> bool:
     """Whether a tensor of the state is the same memory as one of another name, of which `save_model` writes but one."""
     state = model.state_dict()
     return any(other != name and state[other].data_ptr() == state[name].data_ptr() for other in state)

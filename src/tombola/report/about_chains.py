@@ -238,12 +238,12 @@ def rewinding_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Rows 6 and 7: the same levels by where a round rewinds to, with the paper's Table 3 beside."""
     found: dict[tuple[str, float], dict[str, dict[int, LevelRow]]] = {}
     for row in study.results.chains.levels:
-        if row.level and row.sparsity < 1 and _is_of_rewinding(row.chain):
+        if row.level and row.sparsity < 1 and is_of_rewinding(row.chain):
             found.setdefault((row.task, row.sparsity), {}).setdefault(row.rewind, {})[row.seed] = row
     found = {key: by for key, by in found.items() if len(by) > 1}
     if not found:
         return ()
-    dense = {(row.task, row.seed): row.value for row in study.results.chains.levels if row.level == 0}
+    dense = {(row.task, row.seed): row.value for row in study.results.chains.levels if row.level == 0 and not row.body_of}
     rewinds = sorted({name for by in found.values() for name in by}, key=_when)
     rows, tasks = [], []
     for (task, sparsity), by in sorted(found.items()):
@@ -293,7 +293,7 @@ def rewinding_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-def _is_of_rewinding(chain: str) -> bool:
+def is_of_rewinding(chain: str) -> bool:
     """Whether a chain differs from its peers in nothing but where it rewinds to."""
     return not chain or all(one.startswith("rewind=") for one in chain.split(", "))
 

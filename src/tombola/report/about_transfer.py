@@ -298,7 +298,7 @@ def share_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     at = sorted({sparsity for by in found.values() for sparsity in by})
     rows, tasks = [], []
     for (a, b, chain), by in sorted(found.items()):
-        cells = [_jaccards(by[sparsity]) if sparsity in by else NONE for sparsity in at]
+        cells = [jaccards(by[sparsity]) if sparsity in by else NONE for sparsity in at]
         rows.append((f"{listed([filter_task(a), filter_task(b)])}{f', {chain}' if chain else ''}", *cells))
         tasks.append((filter_task(a), filter_task(b)))
     return (
@@ -318,7 +318,8 @@ def share_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-def _jaccards(by_seed: Mapping[int, SharedRow]) -> str:
+def jaccards(by_seed: Mapping[int, SharedRow]) -> str:
+    """The mean over seeds, and what is shared by chance; nothing for no rows."""
     known = [
         row.overlap for row in by_seed.values() if row.overlap.jaccard is not None and row.overlap.expected_jaccard is not None
     ]

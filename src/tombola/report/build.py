@@ -22,6 +22,7 @@ from tombola.report import (
     about_chains,
     about_frontier,
     about_heads,
+    about_joint,
     about_masks,
     about_removal,
     about_robust,
@@ -67,7 +68,8 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     )),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
     ("chains", "Chains of train, prune, rewind", (
-        about_chains.chain_parts, about_chains.beside_parts, about_chains.rewinding_parts, about_chains.connectivity_parts,
+        about_chains.chain_parts, about_joint.joint_parts, about_chains.beside_parts, about_chains.rewinding_parts,
+        about_chains.connectivity_parts,
     )),
     ("transfer", "Tickets on other tasks", (
         about_transfer.transfer_parts, about_transfer.start_parts, about_transfer.size_parts, about_transfer.share_parts,

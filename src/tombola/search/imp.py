@@ -60,6 +60,8 @@ class ImpSettings:
     # tokens, or all alike as padded ones are
     mlm_eval_masks: Literal["fixed_by_seed", "redrawn"] = "fixed_by_seed"
     mlm_accuracy_weight: Literal["masked_tokens", "padded_tokens"] = "masked_tokens"
+    # best: a level reports the best of looks at the ends of epochs, chosen on the selection rows; it is labelled so
+    report_checkpoint: Literal["last", "best"] = "last"
     # off_by_one: the artefact of a level holds the mask of the level before it (of MLM two before), as the released files do
     artefact_level: Literal["single", "off_by_one"] = "single"
     # kept_values: weight decay also acts on what is kept in store of removed values. Nothing that is trained or scored depends on

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from tombola.stats import Overlap
 
+JOINT = ("joint_round", "joint_snapshot")  # steps of chains over several tasks
 Folder = Callable[[Cell], Path | None]  # where a finished cell lies; None where it is not finished
+OF_MLM = ("rewind_source", "mlm_first_cut")  # options that play a part in chains of masked language modelling alone
 JOINING = ("union", "intersection")  # rules of `tombola.study.derived` whose masks are of several tasks
 
 
@@ -54,6 +56,7 @@ class LevelRow:
     selection_rows: int
     steps: int  # of the optimizer, to find and train it, dense model included
     flops: float  # likewise, by formula
+    body_of: tuple[str, ...] = ()  # of a chain over several tasks with one body: these; level 0 is then trained on all, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,10 @@ class BarrierRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedRow:
-    """What the tickets of two tasks share at one level of one seed, beside what their sizes alone would give."""
+    """What the tickets of two tasks share at one level of one seed, beside what their sizes alone would give.
+
+    `a` may be several tasks with one body, by the name that `one_body` gives them; `b` is then one of them alone.
+    """
 
     model: str
     a: str
@@ -135,6 +141,9 @@ def chain_rows(
         if cell.step == "round":
             for row in _levels(cell, folder, name, labels):
                 levels[row.task, row.chain, row.seed, row.level] = row
+        elif cell.step == "joint_round":
+            for row in _joint_levels(cell, folder, name, labels):
+                levels[row.task, row.chain, row.seed, row.level] = row
         elif cell.step == "retrain" and (one := _trained(cell, folder, name, labels)):
             trained.append(one)
         elif cell.step == "barrier" and (line := _barrier(cell, folder, name, labels)):
@@ -143,8 +152,13 @@ def chain_rows(
         tuple(sorted(levels.values(), key=lambda row: (row.task, row.chain, row.level, row.seed))),
         tuple(sorted(trained, key=lambda row: (row.task, row.mask, row.source, row.sparsity, row.seed, row.draw, row.cell))),
         tuple(sorted(barriers, key=lambda row: (row.task, row.chain, row.lower, row.seed))),
-        tuple(_shared(wanted.values(), folder, name, labels)) if share else (),
+        (*_shared(wanted.values(), folder, name, labels), *_joint_shared(wanted.values(), folder, name, labels)) if share else (),
     )
+
+
+def one_body(tasks: str) -> str:
+    """The name of several tasks that train one body."""
+    return f"one body for {tasks}"
 
 
 def score_in(place: Path, role: str = "report") -> Scored | None:
@@ -203,6 +217,40 @@ def _levels(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Map
             flops=flops,
         )
     ]
+
+
+def _joint_levels(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> Iterable[LevelRow]:
+    """Of a round over several tasks the level that it trains, a row a task. Steps and FLOPs are those of all tasks together."""
+    from tombola.study.steps.joint import alone
+
+    place, before = folder(cell), cell.inputs.get("ticket")
+    if place is None:
+        return
+    tasks = tuple(name(one) for one in alone(cell))
+    steps, flops = cost_of((one for one in cell.needed() if one.step in JOINT), folder)
+    for i, task in enumerate(tasks):
+        report, selection = (score_in(place / f"task-{i}", role) for role in ("report", "selection"))
+        assert report is not None and selection is not None
+        yield LevelRow(
+            cell=cell.key,
+            model=str(cell.settings["model"]["name"]),
+            task=task,
+            seed=cell.settings["seeds"]["run"],
+            chain=labels[cell.key],
+            rewind=cell.settings["search"]["rewind"],
+            level=cell.settings["round"]["level"],
+            sparsity=before.settings["cuts"]["to"] if isinstance(before, Cell) else 0.0,
+            ticket=before.key if isinstance(before, Cell) else "",
+            metric=report.metric,
+            value=report.value,
+            n=report.n,
+            majority=report.majority,
+            selection=selection.value,
+            selection_rows=selection.n,
+            steps=steps,
+            flops=flops,
+            body_of=tasks,
+        )
 
 
 def _trained(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> TrainedRow | None:
@@ -293,26 +341,82 @@ def _barrier(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Ma
 
 def _labels(cells: Iterable[Cell]) -> dict[str, str]:
     """Key of every round at hand or below → what its settings set apart from those of other chains of its task."""
-    rounds = {one.key: one for cell in cells for one in cell.needed() if one.step == "round"}
+    rounds = {one.key: one for cell in cells for one in cell.needed() if one.step in ("round", "joint_round")}
     said = {key: _settings_of(cell) for key, cell in rounds.items()}
     labels = {}
     for key, mine in said.items():
         peers = [other for other in said.values() if other["task"] == mine["task"]]
         differing = sorted({name for other in peers for name in other if str(other[name]) != str(mine.get(name))})
-        labels[key] = ", ".join(f"{name}={mine[name]}" for name in differing if name in mine)
+        together = [mine["task"]] if rounds[key].step == "joint_round" else []
+        if mine["report_checkpoint"] == "best":  # never without its name
+            differing = sorted({*differing, "report_checkpoint"})
+        labels[key] = ", ".join([*together, *(f"{name}={mine[name]}" for name in differing if name in mine)])
     return labels
 
 
 def _settings_of(cell: Cell) -> dict[str, Any]:
     """What two chains must share to be seeds of one; sparsity and level are of the round."""
     flat: dict[str, Any] = {"preset": cell.settings["preset"]}
+    flat["report_checkpoint"] = cell.settings.get("report_checkpoint", "last")
     for part in ("data", "train", "search"):
-        flat |= cell.settings[part]
+        flat |= cell.settings.get(part, {})
+    if cell.step == "joint_round":
+        flat |= _settings_of_tasks(cell)
     model = cell.settings["model"]
     flat["model"] = f"{model['name']} {model['fingerprint'][:6]}"
-    if "mlm" in flat:  # of evaluation masks that are redrawn each seed has its own
+    if cell.step == "round" and "mlm" in flat:  # of evaluation masks that are redrawn each seed has its own
         flat["mlm"] = flat["mlm"].get("weigh")
     return {name: value for name, value in flat.items() if name not in ("sparsity", "rows", "counts", "source")}
+
+
+def _settings_of_tasks(cell: Cell) -> dict[str, Any]:
+    """Of a round over several tasks the name of all, and what each sets where they differ."""
+    from tombola.study.steps.joint import names_of
+
+    left_out = ("rows", "counts", "source", "task")
+    said = []
+    for one in cell.settings["tasks"]:
+        own = {name: value for name, value in one["data"].items() if name not in left_out} | {"batch_size": one["batch_size"]}
+        said.append(own | ({"mlm": own["mlm"].get("weigh")} if "mlm" in own else {}))
+    values = {name: [one[name] for one in said if name in one] for name in dict.fromkeys(name for one in said for name in one)}
+    shown = {name: of[0] if all(one == of[0] for one in of) else of for name, of in values.items()}
+    return {"task": one_body(names_of(cell))} | shown
+
+
+def _joint_shared(
+    cells: Iterable[Cell], folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]
+) -> Iterable[SharedRow]:
+    """What the ticket of several tasks shares with the ticket of each alone: of the same base, seed, and options of the chain."""
+    from tombola.study.steps.joint import alone
+
+    def options(cell: Cell) -> str:
+        said = {**cell.settings["search"], "preset": cell.settings["preset"]}
+        return repr(sorted((one, value) for one, value in said.items() if one not in ("sparsity", *OF_MLM)))
+
+    ends: dict[tuple[str, str, str, int, str], Cell] = {}  # model, label, options, seed, task → the last round
+    for cell in cells:
+        if cell.step in ("round", "joint_round") and cell.settings["cuts"] is not None and folder(cell) is not None:
+            task = name(cell) if cell.step == "round" else ""
+            where = str(cell.settings["model"]["fingerprint"]), labels[cell.key], options(cell)
+            known = (*where, cell.settings["seeds"]["run"], task)
+            if known not in ends or ends[known].settings["round"]["level"] < cell.settings["round"]["level"]:
+                ends[known] = cell
+    read: dict[str, Any] = {}
+
+    def pruned_at(cell: Cell) -> Any:
+        if cell.key not in read:
+            read[cell.key] = _pruned_at(cell, folder)
+        return read[cell.key]
+
+    for (model, label, of, seed, task), cell in sorted(ends.items(), key=lambda one: one[0]):
+        if task:
+            continue
+        tasks = {name(one) for one in alone(cell)}
+        for (its_model, its_label, its, its_seed, own), other in sorted(ends.items(), key=lambda one: one[0]):
+            if own in tasks and (its_model, its, its_seed) == (model, of, seed):
+                for sparsity, overlap in _overlaps(*pruned_at(cell), *pruned_at(other)).items():
+                    named = str(cell.settings["model"]["name"])
+                    yield SharedRow(model=named, a=label, b=own, seed=seed, chain=its_label, sparsity=sparsity, overlap=overlap)
 
 
 def _shared(cells: Iterable[Cell], folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> Iterable[SharedRow]:

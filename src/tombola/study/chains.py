@@ -25,10 +25,10 @@ from tombola.tasks import Task
 from tombola.ticket import Ticket
 
 # Options of a chain that decide how many rounds there are, how long one is, what is done with their tickets, or how rows are
-# read: no part of a round.
+# read: no part of a round. What is reported is said by the cell itself, where it is not the last state.
 NO_PART = (
     *("imp_last_level", "artefact_level", "mlm_eval_masks", "mlm_accuracy_weight", "pruned_weight_decay"),
-    *("squad_epochs", "mlm_finetune_steps", "std_kind"),
+    *("squad_epochs", "mlm_finetune_steps", "std_kind", "report_checkpoint"),
 )
 
 
@@ -60,15 +60,38 @@ class Chain:
 
         Raises: SettingsError when the chain has no such level.
         """
-        near = [k for k, one in enumerate(self.sparsities) if abs(one - sparsity) < 1e-9]
         back = 0
         if self.settings.search.artefact_level == "off_by_one":  # the file is from before the cut; of MLM from before two
             back = 2 if "mlm" in self.dense.settings["data"] else 1
-        if not near or near[0] < back:
-            got = f"{sparsity:g}" + (f", whose file holds the mask {back} levels before" if back else "")
-            expected = ", ".join(f"{one:g}" for one in self.sparsities[back:])
-            raise SettingsError([TombolaError("the chain has no ticket of this sparsity", got=got, expected=expected)])
-        return self.levels[near[0] - back]
+        return self.levels[at_sparsity(self.sparsities, sparsity, back)]
+
+
+def at_sparsity(levels: Sequence[float], sparsity: float, back: int = 0) -> int:
+    """Which of these levels, from 0, has the ticket of a sparsity; `back` levels before it where its file holds that.
+
+    Raises: SettingsError when none has.
+    """
+    near = [k for k, one in enumerate(levels) if abs(one - sparsity) < 1e-9]
+    if not near or near[0] < back:
+        got = f"{sparsity:g}" + (f", whose file holds the mask {back} levels before" if back else "")
+        expected = ", ".join(f"{one:g}" for one in levels[back:])
+        raise SettingsError([TombolaError("the chain has no ticket of this sparsity", got=got, expected=expected)])
+    return near[0] - back
+
+
+def cuts_of(one: Round, after: Round | None, at: Sequence[float], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cell of a round says of the round: what it trains, cuts, and keeps for the one after it.
+
+    at: sparsity of levels 0, 1, …; said: the options of the chain.
+    """
+    level = one.level
+    return {
+        "search": {**said, "sparsity": at[min(level + 1, len(at) - 1)]},
+        "round": one.describe(),
+        "cuts": None if after is None else {"level": level + 1, "since": at[level], "to": at[level + 1]},
+        "keep_weights": after is not None and after.start == "carried",
+        "keep_head": after is not None and after.head == "carried" and after.start == "snapshot",
+    }
 
 
 def plan_chains(
@@ -90,7 +113,7 @@ def plan_chains(
     mlm = "mlm" in common["data"]
     options = settings_for(settings.search, mlm=mlm)
     objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
-    rows = _train_rows(lab, common, objective)
+    rows = train_rows(lab, common, objective)
     train = settings.train
     plan = rounds(options, rows=rows, batch_size=train.batch_size, epochs=train.epochs, steps=train.steps)
     at = (0.0, *sparsities(options))
@@ -106,27 +129,18 @@ def plan_chains(
         if "teacher" in LOSSES[settings.loss.loss].needs:
             known["teacher"] = step_cell("fine_tune", shared | {"keep_weights": True})
         shared |= settings.loss.plain(settings.loss.loss)  # of the dense model and of every round
+        unscored, shared = shared, shared | reported(settings)
         dense = step_cell("fine_tune", shared | {"keep_weights": True}, **known)
         snapshot = None
         if first:
             stretch = {"steps": first, "schedule_steps": plan[0].schedule_steps, "rows_from": 0, "schedule_from": 0}
-            snapshot = step_cell("snapshot", shared | {"stretch": stretch, "keep_weights": True}, **known)
+            snapshot = step_cell("snapshot", unscored | {"stretch": stretch, "keep_weights": True}, **known)
         given: dict[str, Cell] = {} if snapshot is None else {"snapshot": snapshot}
         levels: list[Cell] = []
         for one, after in zip(plan, [*plan[1:], None], strict=True):
-            level = one.level
-            cuts = None if after is None else {"level": level + 1, "since": at[level], "to": at[level + 1]}
-            described = {
-                "method": "imp",
-                "preset": settings.preset,
-                "search": said | {"sparsity": at[min(level + 1, len(at) - 1)]},
-                "round": one.describe(),
-                "cuts": cuts,
-                "keep_weights": after is not None and after.start == "carried",
-                "keep_head": after is not None and after.head == "carried" and after.start == "snapshot",
-            }
+            described = {"method": "imp", "preset": settings.preset} | cuts_of(one, after, at, said)
             inputs: dict[str, Cell] = {"dense": dense} | known | given | ({"ticket": levels[-1]} if levels else {})
-            if level == 0 and _is_dense(one, options.mlm_first_cut == "before_training", train.steps_of(rows)):
+            if one.level == 0 and _is_dense(one, options.mlm_first_cut == "before_training", train.steps_of(rows)):
                 described |= {"keep_weights": False, "keep_head": False}  # the dense model has both
                 inputs = {"dense": dense, "model": dense} | known
             levels.append(step_cell("round", shared | described, **inputs))
@@ -142,7 +156,7 @@ def _is_dense(one: Round, cuts_first: bool, steps: int) -> bool:
     return whole and not cuts_first
 
 
-def _train_rows(lab: Lab, common: Mapping[str, Any], objective: Any) -> int:
+def train_rows(lab: Lab, common: Mapping[str, Any], objective: Any) -> int:
     """How many rows an epoch has: of running text and of spans its blocks and windows, which are counted for it."""
     if not objective.form:
         return int(common["data"]["counts"]["train"])
@@ -150,6 +164,12 @@ def _train_rows(lab: Lab, common: Mapping[str, Any], objective: Any) -> int:
 
     cell = Cell("count", 1, common)
     return len(encoded_rows(lab, cell, "train", task_data(lab, common["data"]["task"], common["data"]).train))
+
+
+def reported(settings: Settings) -> dict[str, str]:
+    """What a cell says of the state that it reports: nothing of the last one."""
+    which = settings.search.report_checkpoint
+    return {} if which == "last" else {"report_checkpoint": which}
 
 
 def nested(lab: Lab, chain: Chain) -> Ticket:

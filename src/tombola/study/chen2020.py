@@ -3,7 +3,7 @@
 One function (context, options) → cells and one row of `EXPERIMENTS` each, with the row of the reproduction's list. What the
 cells say is read by `tombola.study.verdicts`; the paper's numbers are in `tombola.study.reference`. Sizes are the paper's:
 BERT-base, nine tasks of GLUE, SQuAD and masked language modelling, a round of a full run each, five seeds. Of the list, X7
-(overlaps) and X8 (score against source size) need no cells of their own; X1 (several tasks in one chain) is not here.
+(overlaps) and X8 (score against source size) need no cells of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.study.cells import Cell
 from tombola.study.chains import Chain
 from tombola.study.context import Context, Experiment, Nothing, only
+from tombola.study.joint import JointChain, plan_joint
 from tombola.study.runs import plan_barrier, plan_base_mask, plan_controls, plan_derived, plan_retrain
 from tombola.study.settings import Settings
 from tombola.tasks import Task, bare_name
@@ -31,7 +32,7 @@ STUDY: Mapping[str, Any] = {
     "preset": "corrected",
     "experiments": [
         *("imp", "existence", "imp-controls", "rewinding", "base-masks", "transfer", "transfer-start"),
-        *("set-algebra", "perturbed", "noised", "small-data", "connectivity"),
+        *("set-algebra", "perturbed", "noised", "small-data", "connectivity", "multi-task"),
     ],
     "settings": {"learning_rate": 2e-5, "epochs": 3, "batch_size": 32},
     "per_task": {
@@ -354,6 +355,48 @@ def connectivity(context: Context, options: ConnectivityOptions) -> list[Cell]:
     return cells
 
 
+class MultiTaskOptions(Nothing):
+    """Which tasks of the study share a body: three of GLUE, and variants with SQuAD and with masked language modelling. Of the
+    defaults those whose tasks are all in the study.
+    """
+
+    tasks: Annotated[tuple[Annotated[tuple[str, ...], Len(2)], ...], Len(1)] = (
+        ("cola", "mrpc", "sst2"),
+        ("cola", "sst2", "squad"),
+        ("cola", "sst2", "mlm-wikitext2"),
+    )
+
+
+def joint_chains(context: Context, names: Sequence[str]) -> list[list[JointChain]]:
+    """The chains over tasks of the study with one body: for every preset or rung that concerns any of them, one a seed."""
+    start = context.presets[0].name
+    by_task = {}
+    for name in names:
+        on_rungs = _of_task(context, name).on_rungs("imp")
+        by_task[name] = {rung.name: settings for rung, settings in on_rungs}
+    found = []
+    for rung in context.presets:
+        if any(rung.name in known for known in by_task.values()):
+            tasks = [(context.tasks[name][0], known.get(rung.name, known[start])) for name, known in by_task.items()]
+            found.append(plan_joint(context.lab, context.model, tasks, context.seeds))
+    return found
+
+
+def multi_task(context: Context, options: MultiTaskOptions) -> list[Cell]:
+    """X1: several tasks train one body under one mask. Asked for where the first of them is the task.
+
+    Raises: SettingsError for tasks asked for that are none of the study; as `plan_joint`.
+    """
+    asked = "tasks" in options.model_fields_set
+    absent = sorted({name for names in options.tasks for name in names} - context.tasks.keys())
+    if asked and absent:
+        got, expected = ", ".join(absent), ", ".join(map(str, context.tasks))
+        raise SettingsError([TombolaError("tasks with one body are tasks of the study", got=got, expected=expected)])
+    here = next((name for name, (task, _) in context.tasks.items() if task == context.task), "")
+    wanted = [names for names in options.tasks if names[0] == here and set(names) <= context.tasks.keys()]
+    return [cell for names in wanted for chains in joint_chains(context, names) for chain in chains for cell in chain.cells]
+
+
 _ROWS: Mapping[str, tuple[str, Any, type[Nothing], tuple[str, ...], tuple[str, ...]]] = {
     "imp": ("rows 1, 12: train, prune, rewind, level by level", imp, Nothing, ("1", "12"), ()),
     "existence": ("row 2: each level trained from the base by every seed", existence, ExistenceOptions, ("2",), ()),
@@ -366,6 +409,7 @@ _ROWS: Mapping[str, tuple[str, Any, type[Nothing], tuple[str, ...], tuple[str, .
     "perturbed": ("X4: some values of a mask exchanged", perturbed, PerturbedOptions, ("X4",), ()),
     "noised": ("X5: noise on the weights a ticket starts from", noised, NoisedOptions, ("X5",), ()),
     "small-data": ("X6: tickets found on part of the rows", small_data, SmallDataOptions, ("X6",), ()),
+    "multi-task": ("X1: one body and one mask for several tasks", multi_task, MultiTaskOptions, ("X1",), ()),
     "connectivity": ("X9: loss on the line between neighbouring levels", connectivity, ConnectivityOptions, ("X9",), ()),
 }
 EXPERIMENTS: Mapping[str, Experiment] = {

@@ -91,6 +91,12 @@ def flops(cell: Cell, lab: Lab, out: Path) -> float:
         file = out / "train.json"  # none where nothing was trained
         scored = _tokens(lab, base, "selection", "report", "challenge") if (out / "scores.jsonl").is_file() else 0.0
         return forward * (3.0 * float(read_json(file)["padded_tokens"]) + scored) if file.is_file() else 0.0
+    if cell.step in ("joint_round", "joint_snapshot"):
+        from tombola.study.steps.joint import alone
+
+        tasks = alone(cell) if cell.step == "joint_round" else []
+        scored = sum(_tokens(lab, one, "selection", "report", "challenge") for one in tasks)
+        return forward * (3.0 * float(read_json(out / "train.json")["padded_tokens"]) + scored)
     if cell.step in ("fine_tune", "retrain", "train_mode"):
         frozen = cell.step == "train_mode" and TRAIN_MODES[cell.settings["mode"]].frozen  # nothing goes back through the body
         trained = (1.0 if frozen else 3.0) * float(read_json(out / "train.json")["padded_tokens"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola import stats
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
-from tombola.study.chain_rows import ChainRows, chain_rows
+from tombola.study.chain_rows import JOINT, ChainRows, chain_rows
 from tombola.study.frontier import Frontier, read_frontiers
 from tombola.study.kinds import CONTROL_KINDS, TRAIN_MODES
 from tombola.study.robust_rows import RobustRow, robust_rows
@@ -173,6 +173,8 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     beside: dict[str, list[Any]] = {}
     entries = sorted((one for one in store.entries() if keys is None or one.key in keys), key=lambda entry: entry.key)
     cells = {key: cell for key, cell in ((entry.key, cell_of(entry)) for entry in entries) if "task" in flat_settings(cell)}
+    of_several = {entry.key: entry.folder for entry in entries if entry.key in cells and cells[entry.key].step in JOINT}
+    joint = {key: cells.pop(key) for key in of_several}  # of no task alone: there are rows of chains of them, and no others
     # Of a cell of no task there is nothing to show, and what was trained with and without its weights kept is one run.
     twins = {one.without_weights for one in cells.values() if one.step == "retrain" and one.settings["keep_weights"]}
     entries = [entry for entry in entries if entry.key in cells and entry.key not in twins]
@@ -225,12 +227,12 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     seconds = made_with.pop("seconds", None)
     total = f"{sum(seconds):.0f} s in {len(seconds)} cells" if isinstance(seconds, list) else None
     provenance = {"store": str(store.root.resolve()), "cells": len(entries)} | ({"computing": total} if total else {})
-    spent = total_cost(store, (entry.key for entry in entries))
+    spent = total_cost(store, [*(entry.key for entry in entries), *joint])
     if spent.cells:
         provenance["cost"], provenance["energy"] = spent.lines()
     further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
-    places = {entry.key: entry.folder for entry in entries}
-    further["chains"] = chain_rows({key: cells[key] for key in places}, lambda cell: places.get(cell.key), short)
+    places = {entry.key: entry.folder for entry in entries} | of_several
+    further["chains"] = chain_rows({key: (cells | joint)[key] for key in places}, lambda cell: places.get(cell.key), short)
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),

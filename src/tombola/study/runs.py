@@ -219,6 +219,8 @@ def plan_retrain(
         known |= {"teacher": dense} if "teacher" in LOSSES[loss.loss].needs else {}
     elif "loss" in dense.settings:
         settings |= {"loss": dense.settings["loss"]}
+    if "report_checkpoint" in dense.settings:
+        settings |= {"report_checkpoint": dense.settings["report_checkpoint"]}
     if start is not None:
         settings, known = settings | {"start": taking}, known | {"start": start}
     return step_cell("retrain", settings, ticket=ticket, dense=dense, **known)

@@ -81,6 +81,8 @@ def flat_settings(cell: "Cell") -> dict[str, Any]:
         if one.step == "fine_tune":  # said of all, likewise
             flat["loss"] = one.settings.get("loss", {}).get("loss", "ce")
             flat["trained_steps"] = one.settings.get("stretch", {}).get("steps", "all")
+        if one.step in ("fine_tune", "retrain", "round"):
+            flat["report_checkpoint"] = one.settings.get("report_checkpoint", "last")
         if one.step == "search":
             own, learned_on = flat["task"], one.settings.get("learned_on", flat)["task"]
             # not the name of its own task: tasks are compared

@@ -17,6 +17,7 @@
     barrier     two trained models, and between them     loss and score of each point
     snapshot    base → the weights of a rewind step      weights
     round       a level of a chain, trained              scores of that level, ticket of the next
+    joint_snapshot, joint_round                          the same of several tasks with one body
 
 What a step may depend on stands in its cell: settings and inputs. The lab only says where things lie.
 """
@@ -28,6 +29,7 @@ from tombola.study.cells import Cell, Step
 from tombola.study.lesions import EXPECTED_PLACES, Cut
 from tombola.study.steps.attention import run_attention, run_patterns
 from tombola.study.steps.imp import run_round, run_snapshot
+from tombola.study.steps.joint import alone, names_of, run_joint_round, run_joint_snapshot
 from tombola.study.steps.landscape import run_landscape
 from tombola.study.steps.losses import run_bias
 from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion, run_tune
@@ -67,6 +69,17 @@ def _search_work(cell: Cell) -> float:
         looks: int = 2 + cell.settings["search"].get("choice_looks", 0)
         return 3.0 * epochs * _rows(dense, "train") + looks * _rows(dense, "selection")
     return 2.0 * EXPECTED_TRIALS * _rows(dense, "selection")
+
+
+def _joint_work(cell: Cell) -> float:
+    steps: int = (cell.settings["round"] if cell.step == "joint_round" else cell.settings["stretch"])["steps"]
+    together: int = sum(one["batch_size"] for one in cell.settings["tasks"])
+    return 3.0 * steps * together + sum(_rows(one, "selection", "report", "challenge") for one in alone(cell))
+
+
+def _joint_title(cell: Cell) -> str:
+    what = [] if cell.step == "joint_snapshot" else [_about(cell)]
+    return " · ".join([cell.step.replace("_", "-"), *what, names_of(cell), f"seed {cell.settings['seeds']['run']}"])
 
 
 def _lesion_work(cell: Cell) -> float:
@@ -121,7 +134,7 @@ def _about(cell: Cell) -> str:
         return str(cell.settings["rule"])
     if cell.step == "base_mask":
         return f"{cell.settings['search']['criterion']}, {cell.settings['search']['sparsity']:.0%}"
-    if cell.step == "round":
+    if cell.step in ("round", "joint_round"):
         cuts = cell.settings["cuts"]
         return "last level" if cuts is None else f"to {cuts['to']:.0%}"
     tested = _about(ticket) if isinstance(ticket, Cell) and ticket.step in ("control", "derive") else "good" if ticket else ""
@@ -151,5 +164,7 @@ STEPS: dict[str, Step] = {
     "barrier": Step(1, run_barrier, lambda cell: 2.0 * cell.settings["points"] * _rows(cell, "selection", "report"), _title),
     "snapshot": Step(1, run_snapshot, _round_work, _title),
     "round": Step(1, run_round, _round_work, _title),
+    "joint_snapshot": Step(1, run_joint_snapshot, _joint_work, _joint_title),
+    "joint_round": Step(1, run_joint_round, _joint_work, _joint_title),
     "bias": Step(1, run_bias, lambda cell: 0.1 * _rows(cell, "train"), _title),
 }

@@ -4,52 +4,115 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tombola.anatomy import Anatomy, read_anatomy
 from tombola.errors import SearchError
 from tombola.gates import hold, prove_acts
 from tombola.held import HeldValues
 from tombola.mask import Mask
-from tombola.objective import load_weights
+from tombola.objective import Objective, load_weights
 from tombola.scope import SCOPES, scope_parameters
 from tombola.search.imp import ImpSettings, Round, Snapshot, cut, order_seed
 from tombola.source import hash_tensor
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab, read_json, write_json
-from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
+from tombola.study.data import base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
+from tombola.study.steps.looks import Answers, Looks, epoch_ends, looking, looks_folder
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.study.steps.tickets import good_ticket
 from tombola.study.steps.training import resumable
+from tombola.tasks.encode import Encoded
 from tombola.ticket import Ticket, Weights
-from tombola.train import Stretch, TrainLog, TrainSettings, fine_tune
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tombola.train import Recipe, Several, Stretch, TrainLog, TrainSettings, fine_tune
 
 Progress = Callable[[float], None]
 HEAD = "head.safetensors"  # of a round: the head it ended with, where the next one goes on from it
 
 
+class OneTask:
+    """What the rounds of a chain train and score. `tombola.study.steps.joint` has the same for several tasks with one body."""
+
+    def __init__(self, cell: Cell, lab: Lab) -> None:
+        self.cell, self.lab, self.data = cell, lab, same_data(cell, lab)
+        self.name, self.objective = self.data.task.name, self.data.task.objective
+        self.looks: list[Looks] = []  # one a task, at the model that was trained
+
+    def load(self, folder: Path | None) -> nn.Module:
+        """The model with the weights that a round or snapshot wrote into a folder, or the base with a head that is drawn."""
+        place = base_folder(self.lab, self.cell.settings["model"]) if folder is None else folder / "weights"
+        model: nn.Module = load_weights(place, self.objective, head_seed=run_seeds(self.cell.settings).head)
+        return model
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        return read_anatomy(model, layout_of(self.cell.settings["model"]))
+
+    def prove(self, model: nn.Module, anatomy: Anatomy, mask: Mask) -> None:
+        """Raises: MaskError where the mask does not act."""
+        prove_acts(model, anatomy, mask)
+
+    def train_rows(self) -> Encoded | Several:
+        return encoded_rows(self.lab, self.cell, "train", self.data.train)
+
+    def recipe(self) -> Recipe | None:
+        return loss_of(self.cell, self.lab, self.data)
+
+    def looks_at(self, model: nn.Module, stretch: Stretch) -> list[Looks]:
+        """Those that are asked for; a new one at each call."""
+        if self.cell.settings.get("report_checkpoint") != "best":
+            return []
+        rows = len(encoded_rows(self.lab, self.cell, "train", self.data.train))
+        at = epoch_ends(rows, self.cell.settings["train"]["batch_size"], stretch.steps, stretch.rows_from)
+        return [Looks(looks_folder(self.cell, self.lab), at, lambda: predict_all(self.cell, self.lab, self.data, model))]
+
+    def counts(self) -> dict[str, int]:
+        """What is said of the rows that it was trained on."""
+        return {"rows": len(self.data.train), "rows_dropped_as_leaked": self.data.leaked}
+
+    def write_weights(self, model: nn.Module, out: Path) -> None:
+        if ranks.rank() == 0:
+            model.save_pretrained(out / "weights")  # type: ignore[operator]
+            save_tokenizer(tokenizer_of(self.lab, self.cell), out / "weights")
+
+    def write_scores(self, model: nn.Module, out: Path, ticket: Ticket | None, steps: int) -> dict[str, Any]:
+        """Of a level that was trained for so many steps; of level 0 the dense model has them. What is said of looks."""
+        dense, said = read_predictions(self.lab.folder(self.cell.inputs["dense"])), dict[str, Any]()
+        if ticket is not None:
+            predictions: Answers = predict_all(self.cell, self.lab, self.data, model)
+            if self.looks:
+                predictions, said = self.looks[0].best(self.data, predictions, steps)
+            write_scores(self.cell, out, self.data, predictions, dense, ticket, stage="retrained")
+        return said
+
+    def of_ticket(self) -> tuple[Cell, Objective]:
+        """The cell that says task, rows and training of a ticket, and what its models are asked."""
+        return self.cell, self.objective
+
+
 def run_snapshot(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """The base trained up to the rewind step: θ_i and γ_i, stored and never written to again."""
-    data, settings, seeds = same_data(cell, lab), cell.settings, run_seeds(cell.settings)
+    snapshot_of(OneTask(cell, lab), out, progress)
 
-    def trained(checkpoints: Path | None) -> "tuple[PreTrainedModel, TrainLog]":
-        model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
+
+def snapshot_of(asked: OneTask, out: Path, progress: Progress) -> None:
+    """As `run_snapshot`, of one task or several."""
+    cell, lab, settings = asked.cell, asked.lab, asked.cell.settings
+
+    def trained(checkpoints: Path | None) -> tuple[nn.Module, TrainLog]:
+        model = asked.load(None)
         model.to(settings["machine"]["device"])
-        return model, _train(cell, lab, data, model, checkpoints, Stretch(**settings["stretch"]), seeds.data, progress)
+        stretch = Stretch(**settings["stretch"])
+        return model, _train(asked, model, checkpoints, stretch, run_seeds(settings).data, progress, asked.recipe())
 
     model, log = resumable(cell, lab, trained)
-    if ranks.rank() == 0:
-        model.save_pretrained(out / "weights")
-        save_tokenizer(tokenizer_of(lab, cell), out / "weights")
-    write_json(out / "train.json", asdict(log) | {"rows": len(data.train), "snapshot": Snapshot(model).digest})
+    asked.write_weights(model, out)
+    rows = {"rows": asked.counts()["rows"]}
+    write_json(out / "train.json", asdict(log) | rows | {"snapshot": Snapshot(model).digest})
 
 
 def run_round(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
@@ -57,58 +120,57 @@ def run_round(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
 
     Its scores are those of the level it trains. Without a level to cut to it trains and scores the last one.
     """
-    data, settings, ticket = same_data(cell, lab), cell.settings, taken_ticket(cell, lab)
+    round_of(OneTask(cell, lab), out, progress)
+
+
+def round_of(asked: OneTask, out: Path, progress: Progress) -> None:
+    """As `run_round`, of one task or several."""
+    cell, lab, settings = asked.cell, asked.lab, asked.cell.settings
+    ticket = taken_ticket(cell, lab)
     one = Round(**settings["round"])
     options = ImpSettings(**{name: value for name, value in settings["search"].items() if name != "sparsity"})
     log: TrainLog | None = None
     snapshot: str | None = None
     if "model" in cell.inputs:  # the dense model is what this round would train
-        model = load_weights(lab.folder(cell.inputs["model"]) / "weights", data.task.objective, head_seed=0)
-        anatomy = read_anatomy(model, layout_of(settings["model"]))
+        model = asked.load(lab.folder(cell.inputs["model"]))
+        anatomy = asked.anatomy(model)
     else:
         model, anatomy, snapshot, log = resumable(
-            cell, lab, lambda checkpoints: _trained(cell, lab, data, ticket, one, options, checkpoints, progress)
+            cell, lab, lambda checkpoints: _trained(asked, ticket, one, options, checkpoints, progress)
         )
     if log is not None:
-        dense = read_predictions(lab.folder(cell.inputs["dense"]))
-        if ticket is not None:  # of level 0 the dense model has its own
-            write_scores(cell, out, data, predict_all(cell, lab, data, model), dense, ticket, stage="retrained")
-        train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked, "snapshot": snapshot}
-        write_json(out / "train.json", train)
+        looks = asked.write_scores(model, out, ticket, log.steps)
+        write_json(out / "train.json", asdict(log) | asked.counts() | {"snapshot": snapshot} | looks)
     said: list[str] = []
     if settings["cuts"] is not None:
-        said = _write_ticket(cell, lab, out, data, model, anatomy, ticket, options)
-    if settings["keep_weights"] and ranks.rank() == 0:
-        model.save_pretrained(out / "weights")
-        save_tokenizer(tokenizer_of(lab, cell), out / "weights")
+        said = _write_ticket(asked, out, model, anatomy, ticket, options)
+    if settings["keep_weights"]:
+        asked.write_weights(model, out)
     if settings["keep_head"]:
         save_file({name: model.get_parameter(name).detach().cpu().clone() for name in SCOPES["head"](model, anatomy)}, out / HEAD)
     write_json(out / "result.json", {"warnings": said})
 
 
 def _trained(
-    cell: Cell,
-    lab: Lab,
-    data: TaskData,
+    asked: OneTask,
     ticket: Ticket | None,
     one: Round,
     options: ImpSettings,
     checkpoints: Path | None,
     progress: Progress,
-) -> "tuple[PreTrainedModel, Anatomy, str, TrainLog | None]":
+) -> tuple[nn.Module, Anatomy, str, TrainLog | None]:
     """The model at the end of the round, the digest of the rewind step, and what was done."""
-    settings, seeds, objective = cell.settings, run_seeds(cell.settings), data.task.objective
+    cell, lab, settings = asked.cell, asked.lab, asked.cell.settings
     taken = cell.inputs.get("snapshot")
-    folder = base_folder(lab, settings["model"]) if taken is None else lab.folder(taken) / "weights"
-    model = load_weights(folder, objective, head_seed=seeds.head)
-    anatomy = read_anatomy(model, layout_of(settings["model"]))
+    model = asked.load(None if taken is None else lab.folder(taken))
+    anatomy = asked.anatomy(model)
     snapshot = Snapshot(model)
     _same_snapshot(cell, lab, snapshot.digest)
     head = SCOPES["head"](model, anatomy)
     before = _round_before(cell)
     if one.start == "carried":
         assert before is not None
-        Snapshot(load_weights(lab.folder(before) / "weights", objective, head_seed=0)).restore(model)
+        Snapshot(asked.load(lab.folder(before))).restore(model)
     elif one.head == "carried":
         assert before is not None
         with torch.no_grad():
@@ -117,7 +179,7 @@ def _trained(
     mask = Mask() if ticket is None else ticket.mask
     model.to(settings["machine"]["device"])
     if ticket is not None:
-        prove_acts(model, anatomy, mask)
+        asked.prove(model, anatomy, mask)
         hold(model, anatomy, mask)
     if one.start == "snapshot":
         snapshot.check(model, mask, carried=head if one.head == "carried" else ())
@@ -128,8 +190,10 @@ def _trained(
     stretch = Stretch(
         steps=one.steps, schedule_steps=one.schedule_steps, rows_from=one.rows_from, schedule_from=one.schedule_from
     )
-    order = order_seed(seeds.data, one.data_round)
-    log = _train(cell, lab, data, model, checkpoints, stretch, order, lambda share: progress(0.9 * share))
+    order = order_seed(run_seeds(settings).data, one.data_round)
+    asked.looks = asked.looks_at(model, stretch)
+    recipe = looking(asked.recipe(), *asked.looks)
+    log = _train(asked, model, checkpoints, stretch, order, lambda share: progress(0.9 * share), recipe)
     wrong = [name for name, kept in mask.values.items() if bool(model.get_parameter(name).detach().cpu()[~kept].ne(0).any())]
     if wrong:
         raise SearchError("removed values moved while the round was trained", got=", ".join(wrong[:5]), expected="exactly 0")
@@ -137,18 +201,18 @@ def _trained(
 
 
 def _train(
-    cell: Cell,
-    lab: Lab,
-    data: TaskData,
-    model: "PreTrainedModel",
+    asked: OneTask,
+    model: nn.Module,
     checkpoints: Path | None,
     stretch: Stretch,
     order: int,
     progress: Progress,
+    recipe: Recipe | None,
 ) -> TrainLog:
+    cell, lab = asked.cell, asked.lab
     return fine_tune(
         model,
-        encoded_rows(lab, cell, "train", data.train),
+        asked.train_rows(),
         TrainSettings(**cell.settings["train"]),
         replace(run_seeds(cell.settings), data=order),
         device=cell.settings["machine"]["device"],
@@ -157,7 +221,7 @@ def _train(
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),
         stretch=stretch,
-        recipe=loss_of(cell, lab, data),
+        recipe=recipe,
     )
 
 
@@ -198,16 +262,10 @@ def _same_snapshot(cell: Cell, lab: Lab, digest: str) -> None:
 
 
 def _write_ticket(
-    cell: Cell,
-    lab: Lab,
-    out: Path,
-    data: TaskData,
-    model: "PreTrainedModel",
-    anatomy: Anatomy,
-    before: Ticket | None,
-    options: ImpSettings,
+    asked: OneTask, out: Path, model: nn.Module, anatomy: Anatomy, before: Ticket | None, options: ImpSettings
 ) -> list[str]:
     """The ticket of the next level, within that of the level before; says what a user would not expect."""
+    cell = asked.cell
     if before is None:
         kept = {
             name: torch.ones(p.shape, dtype=torch.bool) for name, p in scope_parameters(model, anatomy, options.scope).items()
@@ -221,14 +279,15 @@ def _write_ticket(
     mask = Mask(values=cut(model, kept, options, since=cuts["since"], to=cuts["to"]))
     anatomy.check(mask)
     heads, mlps = anatomy.survival(mask)
+    run, objective = asked.of_ticket()
     ticket = good_ticket(
         cell,
-        cell,
+        run,
         mask=mask,
-        found_on=Weights(f"{cell.settings['model']['name']}, round {cuts['level']} on {data.task.name}", _fingerprint(model)),
+        found_on=Weights(f"{cell.settings['model']['name']}, round {cuts['level']} on {asked.name}", _fingerprint(model)),
         anatomy=anatomy,
         scope=options.scope,
-        objective=data.task.objective,
+        objective=objective,
         details={"level": cuts["level"], "survival": {"heads": heads.tolist(), "mlps": mlps.tolist()}},
         parents=() if before is None else (before.identity,),
     )
@@ -241,7 +300,7 @@ def _write_ticket(
     return ["the mask keeps none of the values: the network is empty"] if mask.is_empty else []
 
 
-def _fingerprint(model: "PreTrainedModel") -> str:
+def _fingerprint(model: nn.Module) -> str:
     """Of the weights a round ended with, as of a folder they would be written to; tied tensors once."""
     digest, seen = hashlib.sha256(), set[int]()
     for name, value in sorted(model.state_dict().items()):

@@ -1,6 +1,6 @@
 """What steps read of each other's folders, and how they write what they measured."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,16 +73,18 @@ def write_scores(
             groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
     write_rows(out / "scores.jsonl", score_rows(cell, data, predictions, dense, what))
     write_rows(out / "subgroups.jsonl", groups)
-    write_rows(
-        out / "predictions.jsonl",
-        (
-            {"role": role, "id": row, "label": label, "logits": logits}
-            | ({"weight": one.weights[i]} if one.weights else {})
-            | ({"measures": one.measures, "lines": one.lines[i]} if one.lines else {})
-            for role, one in predictions.items()
-            for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True))
-        ),
-    )
+    write_rows(out / "predictions.jsonl", prediction_rows(predictions))
+
+
+def prediction_rows(predictions: Mapping[str, Predictions]) -> Iterator[dict[str, Any]]:
+    """The lines of predictions.jsonl, which `read_predictions` reads."""
+    for role, one in predictions.items():
+        for i, (row, label, logits) in enumerate(zip(one.ids, one.labels, one.logits.tolist(), strict=True)):
+            yield (
+                {"role": role, "id": row, "label": label, "logits": logits}
+                | ({"weight": one.weights[i]} if one.weights else {})
+                | ({"measures": one.measures, "lines": one.lines[i]} if one.lines else {})
+            )
 
 
 def _where(cell: Cell, what: Mapping[str, Any], split: str, role: str) -> dict[str, Any]:

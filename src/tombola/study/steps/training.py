@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from tombola.study.cells import Cell, Lab, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, layout_of, same_data, save_tokenizer, tokenizer_of
 from tombola.study.kinds import TRAIN_MODES, TrainMode
 from tombola.study.settings import RetrainSettings
+from tombola.study.steps.looks import BEST, Answers, Looks, epoch_ends, looking, looks_folder
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.ticket import Ticket
@@ -40,18 +41,22 @@ def run_training(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     Goes on where it was killed.
     """
     data, settings, ticket = same_data(cell, lab), cell.settings, taken_ticket(cell, lab)
-    model, log, said = resumable(cell, lab, lambda checkpoints: _trained(cell, lab, data, ticket, checkpoints, progress))
-    predictions = predict_all(cell, lab, data, model)
+    model, log, said, looks = resumable(cell, lab, lambda checkpoints: _trained(cell, lab, data, ticket, checkpoints, progress))
+    predictions: Answers = predict_all(cell, lab, data, model)
+    seen: dict[str, Any] = {}
+    if looks is not None:
+        predictions, seen = looks.best(data, predictions, log.steps)
     dense = read_predictions(lab.folder(cell.inputs["dense"])) if "dense" in cell.inputs else None
     kind = TRAIN_MODES[settings["mode"]].kind if "mode" in settings else "full"
     write_scores(cell, out, data, predictions, dense, ticket, stage="full" if dense is None else "retrained", kind=kind)
-    train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked}
+    train = asdict(log) | {"rows": len(data.train), "rows_dropped_as_leaked": data.leaked} | seen
     if settings["keep_weights"] and ranks.rank() == 0:  # transformers writes nothing on the others
         model.save_pretrained(out / "weights")
         save_tokenizer(tokenizer_of(lab, cell), out / "weights")
         train["weights_fingerprint"] = fingerprint_folder(out / "weights")
     write_json(out / "train.json", train)
-    doubts = {} if dense is not None or not data.doubts else {"of_data": list(data.doubts)}  # of each task once
+    told = [*data.doubts, *([] if looks is None else [BEST])]
+    doubts = {} if dense is not None or not told else {"of_data": told}  # of each task once
     if said or doubts:
         write_json(out / "result.json", {"warnings": said} | doubts)
 
@@ -72,8 +77,8 @@ def resumable(cell: Cell, lab: Lab, work: "Callable[[Path | None], Result]") -> 
 
 def _trained(
     cell: Cell, lab: Lab, data: TaskData, ticket: Ticket | None, checkpoints: Path | None, progress: Progress
-) -> "tuple[PreTrainedModel, TrainLog, list[str]]":
-    """The base after training, what was done, and what a user would not expect."""
+) -> "tuple[PreTrainedModel, TrainLog, list[str], Looks | None]":
+    """The base after training, what was done, what a user would not expect, and the looks that were taken at it."""
     settings, seeds = cell.settings, run_seeds(cell.settings)
     device = settings["machine"]["device"]
     model = load_weights(base_folder(lab, settings["model"]), data.task.objective, head_seed=seeds.head)
@@ -88,20 +93,26 @@ def _trained(
         prepare_mode(TRAIN_MODES[settings["mode"]], model, anatomy, seeds)
     if settings["train"]["epochs"] == 0 and not data.task.objective.causal:
         said.append("nothing was trained (epochs 0): the task head was drawn, and scores are those of chance")
+    train, rows = TrainSettings(**settings["train"]), encoded_rows(lab, cell, "train", data.train)
+    looks = None
+    if settings.get("report_checkpoint") == "best":
+        steps = settings["stretch"]["steps"] if "stretch" in settings else train.steps_of(len(rows))
+        at = epoch_ends(len(rows), train.batch_size, steps)
+        looks = Looks(looks_folder(cell, lab), at, lambda: predict_all(cell, lab, data, model))
     log = fine_tune(
         model,
-        encoded_rows(lab, cell, "train", data.train),
-        TrainSettings(**settings["train"]),
+        rows,
+        train,
         seeds,
         device=device,
         progress=lambda share: progress(0.9 * share),
         checkpoints=checkpoints,
         every_seconds=lab.checkpoint_seconds,
         ours=lambda: lab.store.scratch(cell.key),  # raises when this process was stalled and lost its lock to a successor
-        recipe=loss_of(cell, lab, data),
+        recipe=looking(loss_of(cell, lab, data), *([] if looks is None else [looks])),
         stretch=Stretch(**settings["stretch"]) if "stretch" in settings else None,
     )
-    return model, log, said
+    return model, log, said, looks
 
 
 def _start_from(cell: Cell, lab: Lab, model: "PreTrainedModel", anatomy: Anatomy) -> None:
