@@ -25,9 +25,9 @@ from tombola.anatomy import Anatomy
 from tombola.evaluate import score_and_gradients
 from tombola.gates import Gates
 from tombola.mask import Mask
+from tombola.order import LengthBuckets
 from tombola.scores import GateGradients, Importance, sensitivity
 from tombola.tasks.encode import Encoded, collate
-from tombola.train import LengthBuckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ LEVELS = (
     ("study",),
     ("search", "attention"),
     ("landscape",),
-    ("train", "callback", "checkpoint", "evaluate"),
+    ("train", "order", "callback", "checkpoint", "evaluate"),
     ("tasks", "bias", "losses", "joint"),
     ("timing",),
     ("hub",),

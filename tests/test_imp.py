@@ -22,6 +22,7 @@ from tombola.held import HeldValues
 from tombola.levels import Levels
 from tombola.mask import Mask
 from tombola.objective import load_weights
+from tombola.order import Stretch
 from tombola.search.imp import (
     ImpSettings,
     Rewind,
@@ -43,7 +44,7 @@ from tombola.study.settings import resolve
 from tombola.study.steps import imp as steps
 from tombola.study.steps.shared import ticket_of
 from tombola.ticket import Ticket
-from tombola.train import RunSeeds, Stretch, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 LINEAR = ImpSettings()
 

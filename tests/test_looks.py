@@ -10,6 +10,7 @@ from tombola.anatomy import read_anatomy
 from tombola.evaluate import predict, score
 from tombola.gates import hold
 from tombola.objective import load_weights
+from tombola.order import Stretch
 from tombola.search.imp import order_seed
 from tombola.study.cells import Cell, Lab, read_json, read_rows
 from tombola.study.chains import Chain, plan_chains
@@ -22,7 +23,7 @@ from tombola.study.settings import resolve
 from tombola.study.steps import imp as steps
 from tombola.study.steps.looks import BEST, epoch_ends
 from tombola.study.steps.shared import ticket_of
-from tombola.train import RunSeeds, Stretch, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 FAST: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-3, "batch_size": 16, "train_rows": 160, "selection_rows": 40}
 FAST |= {"report_rows": 40, "imp_last_level": 0.1, "max_length": 32}

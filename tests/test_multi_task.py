@@ -26,6 +26,7 @@ from tombola.joint import Joint
 from tombola.levels import Levels
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
+from tombola.order import Several, Stretch
 from tombola.report import render
 from tombola.search.imp import ImpSettings, Round, Snapshot, imp, order_seed
 from tombola.study.cells import Cell, Lab, read_json, read_rows
@@ -41,7 +42,7 @@ from tombola.study.steps import imp as steps
 from tombola.study.steps.shared import read_predictions, ticket_of
 from tombola.study.verdicts import existence_of
 from tombola.tasks.encode import collate, encode
-from tombola.train import RunSeeds, Several, Stretch, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainSettings, fine_tune
 
 MASKED, SPAN = Objective((), form="masked"), Objective((), form="span")
 SEEDS = RunSeeds(head=0, data=2, dropout=0, mask=0)

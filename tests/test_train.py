@@ -23,9 +23,10 @@ from tombola.anatomy import read_anatomy
 from tombola.gates import hold
 from tombola.mask import Mask
 from tombola.objective import load_weights
+from tombola.order import LengthBuckets
 from tombola.tasks.base import Rows
 from tombola.tasks.encode import Encoded, collate, encode
-from tombola.train import LengthBuckets, RunSeeds, TrainLog, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainLog, TrainSettings, fine_tune
 
 SEEDS = RunSeeds(head=1, data=2, dropout=3, mask=4)
 FAST = TrainSettings(learning_rate=1e-3, epochs=2, batch_size=8)

@@ -1,9 +1,9 @@
 """Fine-tuning and retraining on Hugging Face Trainer.
 
-What is ours: the order of the rows (a function of data seed and epoch alone, in batches of similar length), and the
-separation of seeds. Trainer's `group_by_length` breaks bit-identical resume from the second epoch on, ignores the data seed
-and shuffles what `predict()` returns; so the sampler is our own and evaluation does not go through Trainer at all. A mask
-is held by the gates of `tombola.gates.hold`, which a model carries itself: nothing here knows of it.
+What is ours: the order of the rows (`tombola.order`: a function of data seed and epoch alone, in batches of similar length),
+and the separation of seeds. Trainer's `group_by_length` breaks bit-identical resume from the second epoch on, ignores the
+data seed and shuffles what `predict()` returns; so the sampler is our own and evaluation does not go through Trainer at all.
+A mask is held by the gates of `tombola.gates.hold`, which a model carries itself: nothing here knows of it.
 
 A run that is given a folder for checkpoints can be killed at any moment: the same call goes on from the last one, and
 ends with the same bits. What makes it so: the order of rows is a function of the epoch, token counts are a function of
@@ -21,7 +21,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from tombola.checkpoint import keep_checkpoints, last_checkpoint
 from tombola.errors import TombolaError
@@ -37,7 +36,8 @@ from tombola.gates import Gates
 from tombola.held import HeldValues
 from tombola.joint import Joint
 from tombola.mask import Mask
-from tombola.tasks.encode import Encoded, collate
+from tombola.order import Several, Stretch, loader, tokens_seen
+from tombola.tasks.encode import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,20 +74,6 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """A part of a run, in optimizer steps: how many, and where they begin in the endless order of rows and on the schedule.
-
-    The order of rows is epoch after epoch, as a whole run has it. A whole run of one epoch is the stretch from 0 bit for bit; of
-    more epochs it is so without dropout, whose draws a loader shifts each time that an epoch begins.
-    """
-
-    steps: Annotated[int, Ge(1)]
-    schedule_steps: Annotated[int, Ge(1)]  # the learning rate falls to 0 over so many
-    rows_from: Annotated[int, Ge(0)] = 0
-    schedule_from: Annotated[int, Ge(0)] = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a run does otherwise than to minimise the model's own loss."""
 
@@ -115,98 +101,6 @@ class TrainLog:
     tokens: int  # real tokens seen
     padded_tokens: int  # tokens computed, padding included
     losses: tuple[tuple[int, float], ...]  # (step, mean loss since the entry before): nats, or of a regression squared units
-
-
-class LengthBuckets(Sampler[int]):
-    """Row numbers of one epoch: a shuffle by (seed, epoch), in which every `batch_size` neighbours are of similar length.
-
-    Rows are shuffled, cut into pools of 50 batches, sorted by length within a pool, and the batches of all pools are
-    shuffled again. Rows that fill no batch come last, so that batches are cut where they were sorted; they are the end of
-    the shuffle, of any length: left over from the sorting they would be the longest rows, in every epoch.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order, pool = rng.permutation(len(self.lengths)).tolist(), 50 * self.batch_size
-        full = len(order) - len(order) % self.batch_size
-        batches: list[list[int]] = []
-        for start in range(0, full, pool):
-            rows = sorted(order[start : min(start + pool, full)], key=self.lengths.__getitem__)
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        yield from (row for i in rng.permutation(len(batches)) for row in batches[i])
-        yield from order[full:]
-
-
-class Stream(Sampler[list[int]]):
-    """The batches of a stretch: those of `LengthBuckets`, epoch after epoch. An item is epoch · n + row, of n rows."""
-
-    drop_last = False
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, stretch: Stretch) -> None:
-        self.lengths, self.batch_size, self.seed, self.stretch = lengths, batch_size, seed, stretch
-
-    def __len__(self) -> int:
-        return self.stretch.steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._endless(), self.stretch.steps)
-
-    def _endless(self) -> Iterator[list[int]]:
-        n = len(self.lengths)
-        per_epoch, sampler = -(-n // self.batch_size), LengthBuckets(self.lengths, self.batch_size, self.seed)
-        first, skipped = divmod(self.stretch.rows_from, per_epoch)
-        for epoch in count(first):
-            sampler.set_epoch(epoch)
-            order = [epoch * n + row for row in sampler]
-            batches = [order[start : start + self.batch_size] for start in range(0, n, self.batch_size)]
-            yield from batches[skipped if epoch == first else 0 :]
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """Rows of several tasks that one run trains on, of `tombola.joint.Joint`: a step takes a batch of each, so that a task whose
-    rows are fewer begins its next epoch before the others have ended theirs. Each sees its rows in the order that it would see
-    them in alone.
-    """
-
-    rows: Mapping[str, Encoded]  # by the names that the model has for its tasks
-    batch_sizes: Mapping[str, int]
-
-    def streams(self, seed: int, stretch: Stretch) -> dict[str, Stream]:
-        """The batches of each task."""
-        return {name: Stream(of.computed_lengths, self.batch_sizes[name], seed, stretch) for name, of in self.rows.items()}
-
-
-class Together(Sampler[list[tuple[str, list[int]]]]):
-    """Batch by batch of several streams of one length: (task, items) of each."""
-
-    drop_last = False
-
-    def __init__(self, streams: Mapping[str, Stream]) -> None:
-        self.streams = streams
-
-    def __len__(self) -> int:
-        return min(len(one) for one in self.streams.values())
-
-    def __iter__(self) -> Iterator[list[tuple[str, list[int]]]]:
-        for together in zip(*self.streams.values(), strict=True):
-            yield list(zip(self.streams, together, strict=True))
-
-
-class _AsAsked(Dataset[Any]):
-    """Its item of anything is that."""
-
-    def __getitem__(self, item: Any) -> Any:
-        return item
 
 
 def fine_tune(
@@ -261,7 +155,8 @@ def fine_tune(
 
     class OwnOrder(transformers.Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> DataLoader[Any]:
-            ready: DataLoader[Any] = self.accelerator.prepare(_loader(train, settings, seeds.data, stretch, own_loss is not None))
+            batches = loader(train, settings.batch_size, seeds.data, stretch, numbered=own_loss is not None)
+            ready: DataLoader[Any] = self.accelerator.prepare(batches)
             return ready
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -337,38 +232,9 @@ def fine_tune(
         history = trainer.state.log_history
     model.eval()
     losses = tuple((int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry)
-    return TrainLog(int(trainer.state.global_step), *_tokens(train, settings, seeds.data, stretch), losses)
-
-
-def _loader(
-    train: Encoded | Several, settings: TrainSettings, seed: int, stretch: Stretch | None, numbered: bool
-) -> DataLoader[Any]:
-    """The batches of a run, `numbered` with the numbers of their rows; of several tasks {"batches": task → batch}."""
-    if isinstance(train, Several):
-        assert stretch is not None
-        of = train.rows
-        together = Together(train.streams(seed, stretch))
-
-        def of_each(items: list[tuple[str, list[int]]]) -> dict[str, Any]:
-            return {"batches": {name: _batch(of[name], mine, seed, stretch, False) for name, mine in items}}
-
-        return DataLoader(_AsAsked(), batch_sampler=together, collate_fn=of_each)
-
-    def to_batch(items: list[int]) -> dict[str, torch.Tensor]:
-        return _batch(train, items, seed, stretch, numbered)
-
-    if stretch is not None:
-        stream = Stream(train.computed_lengths, settings.batch_size, seed, stretch)
-        return DataLoader(_AsAsked(), batch_sampler=stream, collate_fn=to_batch)
-    sampler = LengthBuckets(train.computed_lengths, settings.batch_size, seed)
-    rows = list(range(len(train)))  # the data set is the row numbers; `_batch` looks them up
-    return DataLoader(rows, batch_size=settings.batch_size, sampler=sampler, collate_fn=to_batch)  # type: ignore[arg-type]
-
-
-def _batch(train: Encoded, items: list[int], seed: int, stretch: Stretch | None, numbered: bool) -> dict[str, torch.Tensor]:
-    rows = [item % len(train) for item in items]
-    batch = collate(train, rows, drawn=None if stretch is None else (seed, items[0] // len(train)))
-    return batch | {"rows": torch.tensor(rows)} if numbered else batch
+    return TrainLog(
+        int(trainer.state.global_step), *tokens_seen(train, settings.batch_size, settings.epochs, seeds.data, stretch), losses
+    )
 
 
 def _falling(stretch: Stretch, warmup: int, step: int) -> float:
@@ -377,30 +243,6 @@ def _falling(stretch: Stretch, warmup: int, step: int) -> float:
     if at < warmup:
         return at / max(1, warmup)
     return max(0.0, (stretch.schedule_steps - at) / max(1, stretch.schedule_steps - warmup))
-
-
-def _tokens(train: Encoded | Several, settings: TrainSettings, seed: int, stretch: Stretch | None) -> tuple[int, int]:
-    """(real, padded) tokens of a whole run: each batch of `LengthBuckets` is as long as its longest row."""
-    if isinstance(train, Several):
-        assert stretch is not None
-        each = [_stretch_tokens(train.rows[name], stream) for name, stream in train.streams(seed, stretch).items()]
-        return sum(real for real, _ in each), sum(padded for _, padded in each)
-    lengths = train.computed_lengths
-    if stretch is not None:
-        return _stretch_tokens(train, Stream(lengths, settings.batch_size, seed, stretch))
-    sampler, padded = LengthBuckets(lengths, settings.batch_size, seed), 0
-    for epoch in range(settings.epochs):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        batches = (order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size))
-        padded += sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-    return settings.epochs * sum(train.lengths), padded
-
-
-def _stretch_tokens(train: Encoded, stream: Stream) -> tuple[int, int]:
-    lengths, real = train.computed_lengths, train.lengths
-    batches = [[item % len(train) for item in one] for one in stream]
-    return sum(real[i] for one in batches for i in one), sum(len(one) * max(lengths[i] for i in one) for one in batches)
 
 
 def _identity(

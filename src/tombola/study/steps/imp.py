@@ -16,6 +16,7 @@ from tombola.gates import hold, prove_acts
 from tombola.held import HeldValues
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
+from tombola.order import Several, Stretch
 from tombola.scope import SCOPES, scope_parameters
 from tombola.search.imp import ImpSettings, Round, Snapshot, cut, order_seed
 from tombola.source import hash_tensor
@@ -29,7 +30,7 @@ from tombola.study.steps.tickets import good_ticket
 from tombola.study.steps.training import resumable
 from tombola.tasks.encode import Encoded
 from tombola.ticket import Ticket, Weights
-from tombola.train import Recipe, Several, Stretch, TrainLog, TrainSettings, fine_tune
+from tombola.train import Recipe, TrainLog, TrainSettings, fine_tune
 
 Progress = Callable[[float], None]
 HEAD = "head.safetensors"  # of a round: the head it ended with, where the next one goes on from it

@@ -16,6 +16,7 @@ from tombola.gates import prove_acts
 from tombola.joint import Joint
 from tombola.mask import Mask
 from tombola.objective import Objective, load_weights
+from tombola.order import Several, Stretch
 from tombola.study import ranks
 from tombola.study.cells import Cell, Lab
 from tombola.study.data import base_folder, encoded_rows, layout_of, same_data
@@ -24,7 +25,7 @@ from tombola.study.steps.looks import Answers, Looks, epoch_ends, looks_folder
 from tombola.study.steps.shared import predict_all, read_predictions, run_seeds, write_scores
 from tombola.tasks import bare_name
 from tombola.ticket import Ticket
-from tombola.train import Recipe, Several, Stretch
+from tombola.train import Recipe
 
 WEIGHTS = "joint.safetensors"  # the body and all heads
 

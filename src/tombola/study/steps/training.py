@@ -15,6 +15,7 @@ from tombola.gates import hold, lesion_of, prove_acts
 from tombola.lesion import LESIONS, copy_values
 from tombola.mask import Mask
 from tombola.objective import load_weights
+from tombola.order import Stretch
 from tombola.scope import SCOPES, scope_parameters
 from tombola.source import fingerprint_folder
 from tombola.study import ranks
@@ -26,7 +27,7 @@ from tombola.study.steps.looks import BEST, Answers, Looks, epoch_ends, looking,
 from tombola.study.steps.losses import loss_of
 from tombola.study.steps.shared import lesion_seed, predict_all, read_predictions, run_seeds, taken_ticket, write_scores
 from tombola.ticket import Ticket
-from tombola.train import RunSeeds, Stretch, TrainLog, TrainSettings, fine_tune
+from tombola.train import RunSeeds, TrainLog, TrainSettings, fine_tune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
