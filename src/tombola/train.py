@@ -334,6 +334,8 @@ def _identity(model: "PreTrainedModel", train: Encoded, settings: TrainSettings,
         rows.update(repr((name, sorted(row.items()), label)).encode())
     if train.masking is not None or train.spans is not None:
         rows.update(repr((train.masking, None if train.spans is None else [one.label for one in train.spans.windows])).encode())
+    if train.replies is not None:
+        rows.update(repr(train.replies).encode())
     for name, value in sorted(model.state_dict().items()):
         start.update(repr((name, value.dtype, tuple(value.shape))).encode())
         start.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
