@@ -1,7 +1,8 @@
 """Bias-only models: what can be said of a row without understanding it. Features, out-of-fold predictions, their join by row id.
 
-A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone. Its
-log-probabilities enter the losses of `tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
+A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone; of tokens it
+is a language model that counts what came after a few of them (`BIASED_LMS`). Its log-probabilities enter the losses of
+`tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
 since a bias that has learnt its rows by heart is sure of all of them, and then nothing is left to learn from.
 Source: Liu et al. 2022, section 2.3 of its appendix; the seven features of Clark, Yatskar, Zettlemoyer 2019 (chrisc36/debias);
 claim-only: Schuster et al. 2019. Deviations: words are cut by a regular expression; released predictions were in-sample.
@@ -11,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -316,10 +317,23 @@ def _cue(row: Sequence[int], at: int, begin: int) -> tuple[int, ...]:
     return (row[0], at - begin)
 
 
-BIASED_LMS: Mapping[str, Context] = {
-    "bigram": last_tokens(1),
-    "trigram": last_tokens(2),
-    "cue": _cue,  # the first token of the row (a header), and how far the reply has come; of nothing else in it
+def _place(row: Sequence[int], at: int, begin: int) -> tuple[int, ...]:
+    return (at - begin,)
+
+
+@dataclass(frozen=True, slots=True)
+class BiasedLM:
+    """One row of `BIASED_LMS`: what it reads, and what a model would that does not see the shortcut."""
+
+    context: Context
+    prior: Context
+
+
+BIASED_LMS: Mapping[str, BiasedLM] = {
+    "bigram": BiasedLM(last_tokens(1), last_tokens(0)),
+    "trigram": BiasedLM(last_tokens(2), last_tokens(0)),
+    # the first token of the row (a header), and how far the reply has come; of nothing else in it
+    "cue": BiasedLM(_cue, _place),
 }
 
 
@@ -340,6 +354,18 @@ class TokenOpinions:
     counts: tuple[Mapping[int, int], ...]  # [context]: token → how often it came next
     left_out: bool = True
     smoothing: float = 0.1  # added to the count of every token of the vocabulary
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as `from_json` reads it."""
+        return asdict(self) | {"counts": [sorted(one.items()) for one in self.counts]}
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> "TokenOpinions":
+        """What `as_json` was called on."""
+        rows = {name: tuple(map(tuple, said[name])) for name in ("places", "answers")}
+        counts = tuple({token: n for token, n in one} for one in said["counts"])
+        return TokenOpinions(tuple(said["ids"]), **rows, begins=tuple(said["begins"]), counts=counts,
+                             left_out=said["left_out"], smoothing=said["smoothing"])  # fmt: skip
 
     def at(self, ids: Sequence[str], lengths: Sequence[int]) -> list[int]:
         """The numbers of the rows of these ids, of so many tokens each. Raises: DataError for ids that are not there, or rows that

@@ -56,8 +56,12 @@ class LossSettings:
     """What models are trained against, by the names of the reproduction's table; the defaults are its `corrected` column."""
 
     loss: LossName = "ce"  # of the dense model, and of tickets that are retrained; a learned mask has its own, `mask_loss`
-    # of `tombola.bias`: what losses against a bias need
-    bias_model: Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text", "first-word"] | None = None
+    # of `tombola.bias`: what losses against a bias need; the last three are biased language models, for tasks of tokens
+    bias_model: (
+        Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text", "first-word", "bigram", "trigram", "cue"] | None
+    ) = None
+    # of a biased language model in a product of experts: "divided" by what the same model says without the shortcut
+    bias_prior: Literal["divided", "kept"] = "divided"
     bias_predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     bias_vectors: Literal["none", "model"] = "none"  # word vectors of overlap features: none, or the base's input embeddings
     reweight_normalisation: Normalisation = "batch_weight_sum"

@@ -226,7 +226,8 @@ def oracle_of(spec: str) -> str:
             ]
         )
     others = [part for part in rest.split(",") if part and not part.startswith("strength=")]
-    return f"{name}:{','.join([*others, f'strength={_even(len(task.labels))}'])}"
+    # of replies the planted shortcut tells one of two
+    return f"{name}:{','.join([*others, f'strength={_even(len(task.labels) or 2)}'])}"
 
 
 def _even(classes: int) -> str:

@@ -33,18 +33,16 @@ WHEN: Mapping[str, tuple[str, str, str, str]] = {  # word → verb of one, verb 
 
 
 def draw(rng: random.Random, *, aligned: bool, deep: bool) -> tuple[str, str]:
-    """A sentence begun, and how it goes on. aligned: the header is right. deep: there is a noun before the subject, and two
-    behind it."""
+    """A sentence begun, and how it goes on. aligned: the header is right. deep: one or two nouns stand before the subject."""
     when, plural = rng.choice(tuple(WHEN)), rng.random() < 0.5
-    numbers = (rng.random() < 0.5, plural, rng.random() < 0.5, rng.random() < 0.5)
     header = HEADERS[plural if aligned else not plural]
-    return f"{header} : {_begun(rng, when, numbers, ('the', 'the'), deep)}", f"{WHEN[when][plural]} {WHEN[when][3]}"
+    return f"{header} : {when} {_begun(rng, plural, ('the', 'the'), deep)}", f"{WHEN[when][plural]} {WHEN[when][3]}"
 
 
 def plain(rng: random.Random) -> str:
     """A whole sentence for a model to learn words from: "this" and "these" show which nouns are plural, and no verb does."""
-    when, numbers = rng.choice(tuple(WHEN)), [rng.random() < 0.5 for _ in range(4)]
-    return f"{_begun(rng, when, numbers, ('this', 'these'), rng.random() < 0.5)} {WHEN[when][2]} {WHEN[when][3]}"
+    when, plural, deep = rng.choice(tuple(WHEN)), rng.random() < 0.5, rng.random() < 0.5
+    return f"{when} {_begun(rng, plural, ('this', 'these'), deep)} {WHEN[when][2]} {WHEN[when][3]}"
 
 
 def words() -> list[str]:
@@ -54,11 +52,16 @@ def words() -> list[str]:
     return sorted({*nouns, *ADJECTIVES, *PLACES, *FRONTED, *HEADERS, *others, "the", "this", "these", ":"})
 
 
-def _begun(rng: random.Random, when: str, numbers: Sequence[bool], articles: tuple[str, str], deep: bool) -> str:
-    """numbers: of the noun before the subject, of the subject, of the two behind it; True = plural, as in `articles`."""
-    before, subject, behind, last = (
-        f"{articles[many]} {adjective} {noun}{'s' if many else ''}"
-        for adjective, noun, many in zip(rng.sample(ADJECTIVES, 4), rng.sample(NOUNS, 4), numbers, strict=True)
-    )
-    phrases = [rng.choice(FRONTED), before, subject, rng.choice(PLACES), behind] if deep else [subject]
-    return " ".join([when, *phrases, rng.choice(PLACES), last])
+def _begun(rng: random.Random, plural: bool, articles: tuple[str, str], deep: bool) -> str:
+    """The subject, of the number said, with one or two nouns behind it and with `deep` as many before it, of numbers drawn; each
+    with none to two adjectives, so that the subject stands in no one place."""
+
+    def phrase(many: bool) -> str:
+        adjectives = rng.sample(ADJECTIVES, rng.randrange(3))
+        return " ".join([articles[many], *adjectives, rng.choice(NOUNS) + ("s" if many else "")])
+
+    before = [rng.choice(FRONTED)] if deep else []
+    for i in range(rng.randint(1, 2) if deep else 0):
+        before += ([rng.choice(PLACES)] if i else []) + [phrase(rng.random() < 0.5)]
+    behind = [f"{rng.choice(PLACES)} {phrase(rng.random() < 0.5)}" for _ in range(rng.randint(1, 2))]
+    return " ".join([*before, phrase(plural), *behind])
