@@ -1,7 +1,7 @@
 """Bias-only models: what can be said of a row without understanding it. Features, out-of-fold predictions, their join by row id.
 
-A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone; of tokens it
-is a language model that counts what came after a few of them (`BIASED_LMS`). Its log-probabilities enter the losses of
+A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone; of tokens
+a language model that counts what came after a few of them (`BIASED_LMS`). Its log-probabilities enter the losses of
 `tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
 since a bias that has learnt its rows by heart is sure of all of them, and then nothing is left to learn from.
 Source: Liu et al. 2022, section 2.3 of its appendix; the seven features of Clark, Yatskar, Zettlemoyer 2019 (chrisc36/debias);
@@ -341,9 +341,9 @@ BIASED_LMS: Mapping[str, BiasedLM] = {
 class TokenOpinions:
     """What a biased language model says after each token of some rows: counts of what came next, by context, and smoothing.
 
-    Counts and no probabilities, which would take a vocabulary's worth of numbers for each token: `log_probabilities` spreads them
-    out for a batch. With `left_out` a row's own tokens are never among the counts that it is predicted by: out of fold, each row a
-    fold of its own.
+    Counts and no probabilities, which would take a vocabulary's worth of numbers for each token: `log_probabilities` spreads
+    them out for a batch. With `left_out` a row's own tokens are never among the counts that it is predicted by: out of fold,
+    each row a fold of its own.
     """
 
     ids: tuple[str, ...]
@@ -363,13 +363,15 @@ class TokenOpinions:
     def from_json(said: Mapping[str, Any]) -> "TokenOpinions":
         """What `as_json` was called on."""
         rows = {name: tuple(map(tuple, said[name])) for name in ("places", "answers")}
-        counts = tuple({token: n for token, n in one} for one in said["counts"])
+        counts = tuple(dict(one) for one in said["counts"])
         return TokenOpinions(tuple(said["ids"]), **rows, begins=tuple(said["begins"]), counts=counts,
                              left_out=said["left_out"], smoothing=said["smoothing"])  # fmt: skip
 
     def at(self, ids: Sequence[str], lengths: Sequence[int]) -> list[int]:
-        """The numbers of the rows of these ids, of so many tokens each. Raises: DataError for ids that are not there, or rows that
-        were cut into other tokens."""
+        """The numbers of the rows of these ids, of so many tokens each.
+
+        Raises: DataError for ids that are not there, or rows that were cut into other tokens.
+        """
         known = {
             name: (i, begin + len(of))
             for i, (name, begin, of) in enumerate(zip(self.ids, self.begins, self.answers, strict=True))

@@ -364,9 +364,7 @@ def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric:
     members: dict[str, list[int]] = {}
     for position, row in enumerate(predictions.ids):
         members.setdefault(groups[row], []).append(position)
-    return {
-        name: score(_some(predictions, rows), metric) for name, rows in sorted(members.items())
-    }
+    return {name: score(_some(predictions, rows), metric) for name, rows in sorted(members.items())}
 
 
 def _some(predictions: Predictions, rows: Sequence[int]) -> Predictions:

@@ -155,7 +155,9 @@ def check_losses(objective: Objective, settings: LossSettings, losses: Sequence[
             )
         )
     if of_tokens and "teacher" in needs:
-        problems.append(TombolaError("losses with a teacher are of classes", got=", ".join(used), expected="poe, reweight, focal"))
+        problems.append(
+            TombolaError("losses with a teacher are of classes", got=", ".join(used), expected="poe, reweight, focal")
+        )
     if of_tokens and used and settings.reweight_normalisation == "dataset_mean":
         problems.append(TombolaError("dataset_mean is of rows with classes", expected="batch_weight_sum, none"))
     known: Mapping[str, object] = BIASED_LMS if of_tokens else BIAS_MODELS

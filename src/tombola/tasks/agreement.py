@@ -3,26 +3,27 @@
     many : today by the old doors the rusty keys of the green box   →   are here
     one : yesterday the quiet lion under the small lamps            →   was there
 
-The reply takes its tense from "today" or "yesterday" and its number from the subject, so that it can be known whole; nouns that are
-not the subject are of a number drawn for each. The shortcut is the header, a word that tells the number of the subject: rightly in
-most train and report rows, wrongly in most challenge rows. `tombola.bias.BIASED_LMS["cue"]` reads it alone.
+The reply takes its tense from "today" or "yesterday" and its number from the subject, so that it can be known whole; nouns that
+are not the subject are of a number drawn for each. The shortcut is the header, a word that tells the number of the subject:
+rightly in most train and report rows, wrongly in most challenge rows. `tombola.bias.BIASED_LMS["cue"]` reads it alone.
 Source: ours, a header that leaks the answer, and attractors after Linzen, Dupoux, Goldberg 2016.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-NOUNS = tuple(
-    """
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words("""
 key door window lamp chair table wall roof tree rock boat train wagon wheel clock bell horse goat lion tiger bear eagle crow frog
 pilot doctor singer baker farmer king queen guard friend cousin
-""".split()
-)
-ADJECTIVES = tuple(
-    """
+""")
+ADJECTIVES = _words("""
 old new red green blue white black small large heavy light clean dirty quiet loud strong weak cold warm dry wet young tall short
-""".split()
-)
+""")
 PLACES = ("near", "behind", "beside", "under", "above", "of")
 FRONTED = ("by", "before")
 HEADERS = ("one", "many")

@@ -497,7 +497,7 @@ def _half_of_pair(pair: Callable[[random.Random], Pair], acceptable: bool, rng: 
 
 
 def _agreement_of_replies(number: int, strength: float) -> Iterator[_Want]:
-    """Groups are "aligned" and "conflicting", each "/near" or "/deep": with nouns between the subject and the one that misleads."""
+    """Groups are "aligned" and "conflicting", each "/near" or "/deep": with nouns before the subject."""
     for i in range(number):
         aligned, deep = i < round(strength * number), i % 2 == 1
         group = f"{'aligned' if aligned else 'conflicting'}/{'deep' if deep else 'near'}"

@@ -38,10 +38,15 @@ FOLDS = 5
 
 def run_bias(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     """What a bias-only model says of every train row, or of each of its tokens: log-probabilities, keyed by row id."""
-    data, said = same_data(cell, lab), cell.settings["bias"]
+    data = same_data(cell, lab)
     if data.task.objective.kind == "tokens":
-        return _run_biased_lm(cell, lab, data, out)
-    labels = _classes_of(data)
+        _run_biased_lm(cell, lab, data, out)
+    else:
+        _run_classifier(cell, lab, data, out)
+
+
+def _run_classifier(cell: Cell, lab: Lab, data: TaskData, out: Path) -> None:
+    said, labels = cell.settings["bias"], _classes_of(data)
     vectors: Vectors = no_vectors
     if said["vectors"] == "model":
         model = load_weights(base_folder(lab, cell.settings["model"]), data.task.objective, head_seed=0)
