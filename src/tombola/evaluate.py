@@ -369,11 +369,14 @@ def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric:
 
 def _some(predictions: Predictions, rows: Sequence[int]) -> Predictions:
     """The predictions of these rows, by position."""
-    ids, labels = (tuple(column[i] for i in rows) for column in (predictions.ids, predictions.labels))
-    weights, lines = (
-        None if column is None else tuple(column[i] for i in rows) for column in (predictions.weights, predictions.lines)
+    return Predictions(
+        tuple(predictions.ids[i] for i in rows),
+        predictions.logits[list(rows)],
+        tuple(predictions.labels[i] for i in rows),
+        None if predictions.weights is None else tuple(predictions.weights[i] for i in rows),
+        predictions.measures,
+        None if predictions.lines is None else tuple(predictions.lines[i] for i in rows),
     )
-    return Predictions(ids, predictions.logits[list(rows)], labels, weights, predictions.measures, lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,9 +178,9 @@ def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> d
     if settings.bias_model is None:
         known = ", ".join([*BIAS_MODELS, *BIASED_LMS])
         raise SettingsError([TombolaError(f"the loss {loss} needs a bias_model", got=settings.bias_model, expected=known)])
-    said = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions, "vectors": settings.bias_vectors}
     of_tokens = settings.bias_model in BIASED_LMS
-    said |= {"prior": settings.bias_prior} if of_tokens else {}
+    said: dict[str, str] = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions}
+    said |= {"vectors": settings.bias_vectors} | ({"prior": settings.bias_prior} if of_tokens else {})
     base = {"model": common["model"]} if settings.bias_vectors == "model" or of_tokens else {}
     return {"bias": step_cell("bias", {"data": common["data"], "bias": said} | base)}
 

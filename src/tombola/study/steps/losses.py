@@ -165,8 +165,8 @@ def _loss_of_tokens(cell: Cell, lab: Lab, train: Encoded) -> Recipe:
             for one, at in experts
         ]
         bias = None if not found else found[0] if len(found) == 1 else (found[0] - found[1]).log_softmax(-1)
-        bias = None if bias is None else annealed(bias, share, end=said["anneal_to"])
         tokens, known, _ = tokens_of(logits.float(), labels, bias)
+        known = known if known.bias is None else replace(known, bias=annealed(known.bias, share, end=said["anneal_to"]))
         return reduce(loss.of(tokens, known), said["reweight_normalisation"])
 
     return Recipe(loss=of, said=depends)
