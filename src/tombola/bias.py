@@ -386,6 +386,13 @@ class TokenOpinions:
             raise DataError("bias predictions are of rows that were cut into other tokens", got=", ".join(other[:5]))
         return [known[name][0] for name in ids]
 
+    def of_answers(self, row: int) -> float:
+        """The log-likelihood of a row's own tokens, but for what the size of the vocabulary adds to each."""
+        longest = self.begins[row] + len(self.answers[row])
+        vocabulary = 1 + max(max(self.answers[row]), *(max(one, default=0) for one in self.counts))
+        table = self.log_probabilities([row], vocabulary, longest)[0]
+        return float(sum(table[self.begins[row] - 1 + j, token] for j, token in enumerate(self.answers[row])))
+
     def log_probabilities(self, rows: Sequence[int], vocabulary: int, longest: int) -> Float[Tensor, "row position cls"]:
         """Of the rows of these numbers, at position j what it says of the token at j + 1; elsewhere all tokens are alike."""
         table = torch.full((len(rows), longest, vocabulary), self.smoothing)

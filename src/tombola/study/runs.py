@@ -221,6 +221,16 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
 
 
+def plan_probe(found: Found, before: Cell | None = None, rows: int = 256) -> Cell:
+    """The cell of what can be seen, at the point where a learned mask begins, of how it would begin.
+
+    before: that of the point before it. rows: of train, that it looks at.
+    """
+    said = {name: found.search.settings[name] for name in ("search", "loss") if name in found.search.settings}
+    taken = dict(found.search.inputs) | ({} if before is None else {"before": before})
+    return step_cell("probe", shared_settings(found.dense) | said | {"probe": {"rows": rows}}, **taken)
+
+
 def plan_tuned(ticket: Cell | Given, dense: Cell) -> Cell:
     """The cell of mask tuning: what the ticket keeps of the weights of `dense` is scaled, by least squares on selection rows."""
     return step_cell("tune", shared_settings(dense) | {"tuning": {"damp": DAMP, "limit": LIMIT}}, ticket=ticket, weights=dense)

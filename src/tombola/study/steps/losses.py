@@ -172,6 +172,25 @@ def _loss_of_tokens(cell: Cell, lab: Lab, train: Encoded) -> Recipe:
     return Recipe(loss=of, said=depends)
 
 
+def favoured_rows(cell: Cell, lab: Lab, data: TaskData, train: Encoded) -> list[bool] | None:
+    """Whether the bias-only model of a cell favours the right answer of each train row; None of a cell without one.
+
+    Of classes: its probability is above that of chance. Of tokens: it gives them a higher likelihood than its prior does.
+    """
+    taken = cell.inputs.get("bias")
+    if taken is None:
+        return None
+    if not train.tokens:
+        found = read_bias(lab.folder(taken)).of(data.train.ids, data.task.labels)
+        gold = found.log_softmax(-1)[torch.arange(len(found)), torch.tensor(_classes_of(data))]
+        return (gold.exp() > 1 / len(data.task.labels)).tolist()
+    full, prior = (
+        [one.of_answers(i) for i in one.at(train.ids, [len(row["input_ids"]) for row in train.inputs])]
+        for one in read_token_bias(lab.folder(taken))
+    )
+    return [a > b for a, b in zip(full, prior, strict=True)]
+
+
 def _of_rows(cell: Cell) -> Cell:
     """A cell that says the rows that this one trains on."""
     said = cell if "model" in cell.settings else cell.inputs["model"]
