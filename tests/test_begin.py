@@ -1,11 +1,14 @@
 """When masks can begin: probes, rules and regret by hand; and all of it on a study of a tiny model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tombola.errors import DataError
+from tombola.report.about_begin import begin_parts
+from tombola.report.cases import study_of
 from tombola.study.begin import (
     PROBES,
     Curve,
@@ -167,3 +170,17 @@ def test_mask_overlaps_of_the_experiment_are_those_of_the_weights_themselves(sta
         said = read_json(lab.folder(probe) / "result.json")
         assert said["mask_overlap"] == pytest.approx(mask_overlap(*weights, 0.7))
         assert said["dev_loss"] > 0
+
+
+def test_the_page_has_the_probes_and_with_two_tasks_the_rules(started: Path) -> None:
+    results = collect(open_lab(started).store)
+    (part,) = begin_parts("groups", study_of(results))
+    assert [len(line) for line in part.figures] == [len(PROBES)] and all("<svg" in one.svg for one in part.figures[0])
+    (points,) = part.tables
+    assert [row[1] for row in points.rows] == ["0%", "50%", "100%"] and "no rule is scored" in part.lead
+    (both,) = begin_parts("groups", study_of(replace(results, begin=(EARLY, LATE))))
+    rules, _ = both.tables
+    said = {row[0]: row[1:] for row in rules.rows}
+    assert said["rule on pilot"] == ("0.100", "0.200", "50%", "-1.00")
+    assert said["always at 100%"][:3] == ("0.000", "0.000", "0%")
+    assert begin_parts("groups", study_of(replace(results, begin=()))) == ()
