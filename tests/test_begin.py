@@ -136,7 +136,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path
     folder = tmp_path_factory.mktemp("start")
     (folder / "study.toml").write_text(STUDY.format(model=tiny_folder))
     lab = open_lab(folder / "store")
-    plan = plan_study(lab, read_study(folder / "study.toml"))
+    plan = plan_study(lab, read_study(str(folder / "study.toml")))
     lab.run(list(plan.cells.values()))
     return folder / "store"
 

@@ -103,7 +103,7 @@ def _rules(curves: Sequence[Curve]) -> Table:
         ("Begins", "Regret", "Largest regret", "Steps saved", "Rank correlation"),
         tuple(rows),
         f"{tasks} tasks, {len(some)} curves of a task and seed; means over curves. Regret: challenge score of a mask begun at "
-        "the end minus that of this one. Steps saved: share of all steps of fine-tuning and mask; what probes cost is not counted. "
+        "the end minus that of this one. Steps saved: share of all steps of fine-tuning and mask, without what probes cost. "
         "Rank correlation: of the share predicted with the earliest that loses no more than 0.005.",
     )
 

@@ -21,6 +21,7 @@ LOSSES: Mapping[str, str] = {
     "poe": "product of experts",
     "reweight": "reweighting",
     "conf-reg": "confidence regularisation",
+    "marginal": "cross-entropy of merged classes",
     "": "the largest values, nothing learned",
     "none": "never trained",
 }

@@ -187,6 +187,8 @@ class OracleOptions(Nothing):
 
     pipelines: Annotated[tuple[Literal["a", "b", "c"], ...], Len(1)] = ("a", "b", "c")
     sparsities: Sparsities = (0.2, 0.5, 0.7, 0.9)
+    # what "non-entailment" is to a model of three classes: one of the others, or either
+    hans_train_label: Literal["contradiction", "marginal"] = "contradiction"
 
 
 def oracles(context: Context, options: OracleOptions) -> list[Cell]:
@@ -197,7 +199,8 @@ def oracles(context: Context, options: OracleOptions) -> list[Cell]:
     cells: list[Cell] = []
     rows = oracle_of(str(context.task))
     for sparsity in options.sparsities:
-        own: dict[str, Any] = {"loss": "ce", "mask_loss": "ce", "sparsity": sparsity}
+        mask_loss = "marginal" if options.hans_train_label == "marginal" else "ce"
+        own: dict[str, Any] = {"loss": "ce", "mask_loss": mask_loss, "sparsity": sparsity}
         if {"a", "b"} & set(options.pipelines):
             for settings, found in learned(context, own, learned_on=rows):
                 for one in found:

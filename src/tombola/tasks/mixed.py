@@ -137,6 +137,22 @@ def load(task: Task, role: Role, read: Callable[[str, str], tuple[Task, Rows]]) 
     )
 
 
+def may_stand_for(task: Task, rows: Rows) -> list[tuple[int, ...]] | None:
+    """Of each train row the classes that its label may stand for: of one that comes from a data set with fewer classes than the
+    task (HANS among rows of MNLI) all that count as its own there. None where every label stands for itself.
+    """
+    if not isinstance(task.source, Mixed) or not task.merges:
+        return None
+    own = {part.task for part in task.source.parts["report"]}
+    fewer = tuple({f"{part.task}:" for part in task.source.parts["train"]} - {f"{name}:" for name in own})
+    several = {
+        task.labels.index(name): tuple(i for i, other in enumerate(task.labels) if task.merges[other] == task.merges[name])
+        for name in task.labels
+    }
+    found = [several[label] if id.startswith(fewer) else (label,) for id, label in zip(rows.ids, rows.labels, strict=True)]  # type: ignore[index]
+    return found if any(len(one) > 1 for one in found) else None
+
+
 def load_folder(task: Task, split: str, data_dir: Path | None) -> Rows:
     """The rows of a task that is read from a folder of data alone. Raises: DataError as `glue.load`, and without a folder."""
     assert isinstance(task.source, Folders)

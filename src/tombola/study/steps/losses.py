@@ -27,6 +27,7 @@ from tombola.objective import load_weights
 from tombola.study.cells import Cell, Lab, read_json, write_json
 from tombola.study.data import TaskData, base_folder, encoded_rows, same_data, tokenizer_of
 from tombola.tasks.encode import Encoded
+from tombola.tasks.mixed import may_stand_for
 from tombola.train import Recipe
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ def loss_of(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | No
     loss = LOSSES[said["loss"]]
     everything = Known(labels=torch.tensor(_classes_of(data)))
     depends: dict[str, Any] = dict(said)
+    if said["loss"] == "marginal" and (several := may_stand_for(data.task, data.train)) is not None:
+        allowed = torch.zeros(len(several), len(data.task.labels), dtype=torch.bool)
+        for row, classes in enumerate(several):
+            allowed[row, list(classes)] = True
+        everything = replace(everything, allowed=allowed)
     if "bias" in loss.needs:
         taken = cell.inputs["bias"]
         everything = replace(everything, bias=read_bias(lab.folder(taken)).of(data.train.ids, data.task.labels))
@@ -139,7 +145,8 @@ def loss_of(cell: Cell, lab: Lab, data: TaskData, teacher: "PreTrainedModel | No
         rows = rows.cpu()
         bias, taught = (None if x is None else x[rows].to(logits) for x in (everything.bias, everything.teacher))
         bias = None if bias is None else annealed(bias, share, end=said["anneal_to"])
-        known = Known(labels=labels, bias=bias, teacher=taught)
+        allowed = None if everything.allowed is None else everything.allowed[rows].to(labels.device)
+        known = Known(labels=labels, bias=bias, teacher=taught, allowed=allowed)
         return reduce(loss.of(logits.float(), known), said["reweight_normalisation"], mean)
 
     return Recipe(loss=of, said=depends)
