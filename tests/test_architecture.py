@@ -15,6 +15,7 @@ LEVELS = (
     ("study",),
     ("search", "attention"),
     ("landscape",),
+    ("small_lm",),
     ("train", "callback", "checkpoint", "evaluate"),
     ("tasks", "bias", "losses"),
     ("timing",),
