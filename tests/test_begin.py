@@ -181,6 +181,6 @@ def test_the_page_has_the_probes_and_with_two_tasks_the_rules(started: Path) -> 
     (both,) = begin_parts("groups", study_of(replace(results, begin=(EARLY, LATE))))
     rules, _ = both.tables
     said = {row[0]: row[1:] for row in rules.rows}
-    assert said["rule on pilot"] == ("0.100", "0.200", "50%", "-1.00")
+    assert said["rule on pilot"] == ("0.100", "0.200", "50%", "−1.00")
     assert said["always at 100%"][:3] == ("0.000", "0.000", "0%")
     assert begin_parts("groups", study_of(replace(results, begin=()))) == ()

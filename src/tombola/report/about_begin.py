@@ -20,7 +20,7 @@ def begin_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     curves = study.results.begin
     if not curves:
         return ()
-    tables = (_rules(curves),) if len({curve.task for curve in curves}) > 1 else ()
+    tables = _rules(curves)
     lead = "What can be seen at a point of fine-tuning before a mask is trained there. " + (
         ""
         if tables
@@ -87,18 +87,21 @@ def _points(curves: Sequence[Curve]) -> Table:
     )
 
 
-def _rules(curves: Sequence[Curve]) -> Table:
+def _rules(curves: Sequence[Curve]) -> tuple[Table, ...]:
+    """A line for each probe that two tasks have, and for beginnings that need no rule; nothing where no probe has two."""
     found = {}
     for probe in PROBES:
         mine = [curve for curve in curves if probe in curve.probes]
         if len({curve.task for curve in mine}) > 1:
             found[probe] = leave_one_out(mine, probe)
     rows = [(f"rule on {_name(probe)}", *_cost([one.cost for one in held]), *_best(held)) for probe, held in found.items()]
+    if not found:
+        return ()
     some = next(iter(found.values()))
     rows += [(f"always at {share:.0%}", *_cost([one.fixed[share] for one in some]), NONE) for share in FIXED]
     rows.append(("a point that is drawn", *_cost([one.random for one in some]), NONE))
     tasks = len({one.task for one in some})
-    return Table(
+    table = Table(
         "When to begin: each task by a rule that was fitted on all others",
         ("Begins", "Regret", "Largest regret", "Steps saved", "Rank correlation"),
         tuple(rows),
@@ -106,6 +109,7 @@ def _rules(curves: Sequence[Curve]) -> Table:
         "the end minus that of this one. Steps saved: share of all steps of fine-tuning and mask, without what probes cost. "
         "Rank correlation: of the share predicted with the earliest that loses no more than 0.005.",
     )
+    return (table,)
 
 
 def _cost(costs: Sequence[Cost]) -> tuple[str, str, str]:
