@@ -15,6 +15,7 @@ LEVELS = (
     ("study",),
     ("search", "attention"),
     ("landscape",),
+    ("small_lm",),
     ("train", "order", "callback", "checkpoint", "evaluate"),
     ("tasks", "bias", "losses", "joint"),
     ("timing",),

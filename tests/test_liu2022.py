@@ -187,6 +187,34 @@ def test_challenge_rows_that_are_trained_on_are_refused(tmp_path: Path) -> None:
         task_data(open_lab(tmp_path / "store", tmp_path), "mnli-hans", settings)
 
 
+def test_non_entailment_of_an_oracle_may_be_either_class(tmp_path: Path, lab: Lab, tiny_folder: Path) -> None:
+    from conftest import write_task
+    from test_hans import pairs
+    from tombola.study.data import task_data
+    from tombola.tasks.mixed import may_stand_for
+
+    for name, split, n, classes in (
+        *(("mnli", "train", 90, 3), ("mnli", "validation_matched", 30, 3)),
+        *(("hans_regen", "train", 20, 2), ("hans_regen", "validation", 12, 2)),
+    ):
+        rows = pairs(n, len(name + split), classes)
+        write_task(tmp_path, name, split, [row | {"subcase": f"ln_{i % 3}"} for i, row in enumerate(rows)])
+    settings = {"train_rows": None, "selection_rows": None, "selection_split": "held_out_from_train", "split_seed": 0}
+    data = task_data(open_lab(tmp_path / "store", tmp_path), "mnli+hans", settings)
+    several = may_stand_for(data.task, data.train)
+    assert several is not None
+    for id, label, classes in zip(data.train.ids, data.train.labels, several, strict=True):
+        hans = id.startswith("hans-subcases:")
+        assert classes == ((1, 2) if hans and label == 2 else (label,)), "neutral or contradiction"
+    assert {len(one) for one in several} == {1, 2}
+    assert may_stand_for(data.task, data.report) is None
+    plans = [of(planned(lab, tiny_folder, "oracles", sparsities=(0.5,), hans_train_label=name), "search") for name in CHOICES]
+    assert [one.settings["search"]["mask_loss"] for plan in plans for one in plan] == ["ce", "ce", "marginal", "marginal"]
+
+
+CHOICES = ("contradiction", "marginal")
+
+
 def facts(n: int, classes: int, name: str) -> list[dict[str, Any]]:
     return [{"claim": f"{name} {i} is so", "evidence": f"it is said of {name}", "label": i % classes, "idx": i} for i in range(n)]
 

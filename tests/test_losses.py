@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ BY_HAND: dict[str, tuple[float, float | None]] = {
     "smoothed-reweight": (-math.log(0.2), SCALED[C]),
     "smoothed-distillation": (cross(power(Q, 0.7 + 0.5), P), None),
     "permuted-distillation": (cross([SCALED[0], SCALED[2], SCALED[1]], P), None),
+    "marginal": (-math.log(0.2), None),  # a label that stands for itself
 }
 
 
@@ -75,6 +77,12 @@ def test_a_row_costs_what_its_formula_says(name: str) -> None:
     found = LOSSES[name].of(logits, known)
     assert found.values.tolist() == pytest.approx([value], rel=1e-12)
     assert (found.weights is None) if weight is None else found.weights.tolist() == pytest.approx([weight], rel=1e-12)
+
+
+def test_a_label_that_may_stand_for_several_classes_costs_their_summed_probability() -> None:
+    logits, known = one_row()
+    both = LOSSES["marginal"].of(logits, replace(known, allowed=torch.tensor([[False, True, True]])))
+    assert both.values.tolist() == pytest.approx([-math.log(0.2 + 0.1)], rel=1e-12)
 
 
 def test_permuted_distillation_exchanges_the_two_smaller_wherever_the_largest_is() -> None:

@@ -167,6 +167,7 @@ def test_tasks_are_named_as_they_are_called() -> None:
         "syn-sst2": ("accuracy", (), ("negative", "positive")),
         "acceptability": ("matthews", (), ("unacceptable", "acceptable")),
         "nli-overlap": ("accuracy", (), ("entailment", "not_entailment")),
+        "agreement": ("exact_match", ("log_likelihood", "perplexity"), ()),
         "wikitext2": ("log_likelihood", (), ()),
         "mlm-wikitext2": ("masked_accuracy", ("log_likelihood",), ()),
         "squad": ("answer_f1", ("exact_match",), ()),
@@ -189,7 +190,7 @@ def test_unknown_task_offers_the_nearest_and_the_list() -> None:
         "  expected: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, hans, mnli2, mnli2-half, hans+mnli2, hans-subcases, "
         "paws-qqp, paws-wiki, fever, fever-symmetric, fm2, mnli-hans, mnli+hans, qqp-paws, qqp+paws, qqp-paws-wiki, "
         "qqp+paws-wiki, fever-symmetric-v1, fever-symmetric-v2, fever+symmetric-v2, syn-mnli, syn-qqp, syn-sst2, acceptability, "
-        "nli-overlap, wikitext2, mlm-wikitext2, squad, mlm, files, hub:<name>[:config]\n"
+        "nli-overlap, agreement, wikitext2, mlm-wikitext2, squad, mlm, files, hub:<name>[:config]\n"
         "  next:     did you mean 'sst2'?"
     )
 

@@ -1,7 +1,8 @@
 """Bias-only models: what can be said of a row without understanding it. Features, out-of-fold predictions, their join by row id.
 
-A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone. Its
-log-probabilities enter the losses of `tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
+A bias-only model is a small classifier on features that a shortcut would use: word overlap of a pair, the claim alone; of tokens
+a language model that counts what came after a few of them (`BIASED_LMS`). Its log-probabilities enter the losses of
+`tombola.losses`. They are out-of-fold: of every train row by a model that has not seen it,
 since a bias that has learnt its rows by heart is sure of all of them, and then nothing is left to learn from.
 Source: Liu et al. 2022, section 2.3 of its appendix; the seven features of Clark, Yatskar, Zettlemoyer 2019 (chrisc36/debias);
 claim-only: Schuster et al. 2019. Deviations: words are cut by a regular expression; released predictions were in-sample.
@@ -11,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,143 @@ def _logs(model: BiasModel, fitted: Any, x: Any, classes: Sequence[str]) -> np.n
 
 # ---------------------------------------------------------------------------------------------------- biased language models
 
+Context = Callable[[Sequence[int], int, int], tuple[int, ...]]  # (tokens of a row, place, where its reply begins) → what is read
+
+
+def last_tokens(n: int) -> Context:
+    """An n-gram model's: the `n` tokens before the place, fewer at the start of a row."""
+    return lambda row, at, begin: tuple(row[max(0, at - n) : at])
+
+
+def _cue(row: Sequence[int], at: int, begin: int) -> tuple[int, ...]:
+    return (row[0], at - begin)
+
+
+def _place(row: Sequence[int], at: int, begin: int) -> tuple[int, ...]:
+    return (at - begin,)
+
+
+@dataclass(frozen=True, slots=True)
+class BiasedLM:
+    """One row of `BIASED_LMS`: what it reads, and what a model would that does not see the shortcut."""
+
+    context: Context
+    prior: Context
+
+
+BIASED_LMS: Mapping[str, BiasedLM] = {
+    "bigram": BiasedLM(last_tokens(1), last_tokens(0)),
+    "trigram": BiasedLM(last_tokens(2), last_tokens(0)),
+    # the first token of the row (a header), and how far the reply has come; of nothing else in it
+    "cue": BiasedLM(_cue, _place),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOpinions:
+    """What a biased language model says after each token of some rows: counts of what came next, by context, and smoothing.
+
+    Counts and no probabilities, which would take a vocabulary's worth of numbers for each token: `log_probabilities` spreads
+    them out for a batch. With `left_out` a row's own tokens are never among the counts that it is predicted by: out of fold,
+    each row a fold of its own.
+    """
+
+    ids: tuple[str, ...]
+    # [row][place]: which context a token is predicted from, that after the last included; −1: one that was never met
+    places: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]  # [row][place]: the token that is there
+    begins: tuple[int, ...]  # [row]: the place in the row of the first of these
+    counts: tuple[Mapping[int, int], ...]  # [context]: token → how often it came next
+    left_out: bool = True
+    smoothing: float = 0.1  # added to the count of every token of the vocabulary
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as `from_json` reads it."""
+        return asdict(self) | {"counts": [sorted(one.items()) for one in self.counts]}
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> "TokenOpinions":
+        """What `as_json` was called on."""
+        rows = {name: tuple(map(tuple, said[name])) for name in ("places", "answers")}
+        counts = tuple(dict(one) for one in said["counts"])
+        return TokenOpinions(tuple(said["ids"]), **rows, begins=tuple(said["begins"]), counts=counts,
+                             left_out=said["left_out"], smoothing=said["smoothing"])  # fmt: skip
+
+    def at(self, ids: Sequence[str], lengths: Sequence[int]) -> list[int]:
+        """The numbers of the rows of these ids, of so many tokens each.
+
+        Raises: DataError for ids that are not there, or rows that were cut into other tokens.
+        """
+        known = {
+            name: (i, begin + len(of))
+            for i, (name, begin, of) in enumerate(zip(self.ids, self.begins, self.answers, strict=True))
+        }
+        if missing := [name for name in ids if name not in known]:
+            raise DataError(
+                "bias predictions do not cover the rows",
+                got=f"{len(missing)} of {len(ids)} rows without one: {', '.join(missing[:5])}",
+                expected="a prediction for every row, keyed by its id",
+            )
+        if other := [name for name, length in zip(ids, lengths, strict=True) if known[name][1] != length]:
+            raise DataError("bias predictions are of rows that were cut into other tokens", got=", ".join(other[:5]))
+        return [known[name][0] for name in ids]
+
+    def of_answers(self, row: int) -> float:
+        """The log-likelihood of a row's own tokens, but for what the size of the vocabulary adds to each."""
+        longest = self.begins[row] + len(self.answers[row])
+        vocabulary = 1 + max(max(self.answers[row]), *(max(one, default=0) for one in self.counts))
+        table = self.log_probabilities([row], vocabulary, longest)[0]
+        return float(sum(table[self.begins[row] - 1 + j, token] for j, token in enumerate(self.answers[row])))
+
+    def log_probabilities(self, rows: Sequence[int], vocabulary: int, longest: int) -> Float[Tensor, "row position cls"]:
+        """Of the rows of these numbers, at position j what it says of the token at j + 1; elsewhere all tokens are alike."""
+        table = torch.full((len(rows), longest, vocabulary), self.smoothing)
+        where, counts = list[tuple[int, int, int]](), list[float]()
+        for i, row in enumerate(rows):
+            own: Counter[tuple[int, int]] = Counter()
+            if self.left_out:
+                own.update(zip(self.places[row], self.answers[row], strict=False))  # after the last there is none
+            for j, context in enumerate(self.places[row], start=self.begins[row] - 1):
+                seen = self.counts[context] if context >= 0 else {}
+                where += [(i, j, token) for token in seen]
+                counts += [n - own[context, token] for token, n in seen.items()]
+        if where:
+            table.index_put_(tuple(torch.tensor(where).T), torch.tensor(counts, dtype=table.dtype), accumulate=True)
+        return table.log() - table.sum(-1, keepdim=True).log()
+
+
+def token_opinions(
+    ids: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    context: Context,
+    *,
+    begins: Sequence[int] | None = None,
+    train: Sequence[Sequence[int]] | None = None,
+    smoothing: float = 0.1,
+    left_out: bool = True,
+) -> TokenOpinions:
+    """What a biased language model that reads `context` (of `BIASED_LMS`) says of these rows of tokens.
+
+    begins: where the reply of each row begins, before which nothing is predicted or counted; without it at the second token.
+    train: other rows, all of whose tokens but the first are counted instead.
+    """
+    begun = [1] * len(rows) if begins is None else list(begins)
+    known: dict[tuple[int, ...], int] = {}
+    counts: list[Counter[int]] = []
+    counted = zip(rows, begun, strict=True) if train is None else ((row, 1) for row in train)
+    for row, begin in counted:
+        for at in range(begin, len(row)):
+            number = known.setdefault(context(row, at, begin), len(known))
+            if number == len(counts):
+                counts.append(Counter())
+            counts[number][row[at]] += 1
+    places = tuple(
+        tuple(known.get(context(row, at, begin), -1) for at in range(begin, len(row) + 1))
+        for row, begin in zip(rows, begun, strict=True)
+    )
+    answers = tuple(tuple(row[begin:]) for row, begin in zip(rows, begun, strict=True))
+    return TokenOpinions(tuple(ids), places, answers, tuple(begun), tuple(counts), left_out and train is None, smoothing)
+
 
 def ngram_log_probabilities(
     train: Sequence[Sequence[int]],
@@ -318,21 +456,8 @@ def ngram_log_probabilities(
     Counts of what followed the last `order` − 1 tokens (fewer at the start of a row), plus `smoothing` for every token of the
     vocabulary; after a context never seen all are alike. Without `rows`: of the train rows, each without its own counts.
     """
-    counts: dict[tuple[int, ...], Counter[int]] = {}
-
-    def context(row: Sequence[int], at: int) -> tuple[int, ...]:
-        return tuple(row[max(0, at - order + 1) : at])
-
-    for row in train:
-        for at in range(1, len(row)):
-            counts.setdefault(context(row, at), Counter())[row[at]] += 1
-    found = []
-    for row in train if rows is None else rows:
-        own = Counter((context(row, at), row[at]) for at in range(1, len(row)) if rows is None)
-        table = torch.full((len(row), vocabulary), smoothing)
-        for at in range(len(row)):
-            before = context(row, at + 1)
-            for token, n in counts.get(before, {}).items():
-                table[at, token] += n - own[before, token]
-        found.append(table.log() - table.sum(-1, keepdim=True).log())
-    return found
+    of = train if rows is None else rows
+    found = token_opinions(
+        [str(i) for i in range(len(of))], of, last_tokens(order - 1), train=None if rows is None else train, smoothing=smoothing
+    )
+    return [found.log_probabilities([i], vocabulary, len(row))[0] for i, row in enumerate(of)]

@@ -3,8 +3,8 @@
 Rows are joined by id, never by position. Each score comes with its majority line: what always answering the most frequent
 class of that split would score. A regression has one output, floats as labels, and correlations as metrics: there any
 constant answer scores 0, which is its line. Running text is predicted token by token: a row's output is its log-likelihood per
-token, and the line that of the unigram model of the same rows. Of hidden tokens and of answers within a text a row's outputs are
-what it scores itself (`Predictions.measures`), and its line is what one and the same answer would.
+token, and the line that of the unigram model of the same rows. Of hidden tokens, of answers within a text and of replies to a
+prompt a row's outputs are what it scores itself (`Predictions.measures`), and its line is what one and the same answer would.
 """
 
 import math
@@ -23,7 +23,7 @@ from tombola.errors import DataError
 from tombola.gates import Gates
 from tombola.scores import GateGradients, gate_gradients, row_outputs, summed_loss
 from tombola.stats import Estimate, metric_over_rows
-from tombola.tasks.base import MASKED_METRICS, REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS, Answer
+from tombola.tasks.base import MASKED_METRICS, REGRESSION_METRICS, REPLY_METRICS, SPAN_METRICS, TOKEN_METRICS, Answer
 from tombola.tasks.encode import TOKENS_PER_BATCH, Encoded, batches
 from tombola.tasks.mlm import lines_of
 from tombola.tasks.squad import Spans, scored
@@ -78,7 +78,7 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
             for rows, inputs in batches(encoded, tokens_per_batch, device):
                 features = {name: value for name, value in inputs.items() if name != "labels"}
                 raw, labels = model(**features).logits, inputs["labels"]
-                output = (row_outputs(raw, labels) if encoded.masking is None else _of_hidden(raw, labels)).cpu()
+                output = row_measures(encoded)(raw, labels).cpu()
                 logits = torch.zeros(len(encoded), output.shape[-1]) if logits is None else logits
                 logits[rows] = output
     finally:
@@ -89,7 +89,8 @@ def predict(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int =
         padded = encoded.masking.weigh == "padded_tokens"
         weights = tuple(1 if padded else len(one.at) for one in hidden)
         return Predictions(encoded.ids, logits.clone(), encoded.labels, weights, MASKED_METRICS, lines_of(hidden))
-    return Predictions(encoded.ids, logits.clone(), encoded.labels, _weights(encoded))
+    measures = () if encoded.replies is None else REPLY_METRICS[:2]
+    return Predictions(encoded.ids, logits.clone(), encoded.labels, _weights(encoded), measures, encoded.lines)
 
 
 def mean_loss(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> float:
@@ -104,6 +105,22 @@ def mean_loss(model: torch.nn.Module, encoded: Encoded, *, tokens_per_batch: int
     finally:
         model.train(was_training)
     return total / len(encoded)
+
+
+def row_measures(encoded: Encoded) -> Callable[[Tensor, Tensor], Tensor]:
+    """(logits, labels) → what is kept of each row: [row, out]."""
+    if encoded.masking is not None:
+        return _of_hidden
+    return row_outputs if encoded.replies is None else _of_replies
+
+
+def _of_replies(logits: Float[Tensor, "row position vocabulary"], labels: Tensor) -> Float[Tensor, "row 2"]:
+    """Of each row whether every token of the reply is the likeliest after those before it, and their mean log-likelihood in nats.
+
+    That is what greedy decoding would write for so many tokens: it goes wrong at the first token that is not the likeliest.
+    """
+    wrong = (logits[:, :-1].argmax(-1) != labels[:, 1:]) & (labels[:, 1:] != -100)
+    return torch.stack([1.0 - wrong.any(1).float(), row_outputs(logits, labels)[:, 0]], 1)
 
 
 def _of_hidden(logits: Float[Tensor, "row asked vocabulary"], labels: Tensor) -> Float[Tensor, "row 2"]:
@@ -138,6 +155,8 @@ def score_and_gradients(
 
 
 def _weights(encoded: Encoded) -> tuple[int, ...] | None:
+    if encoded.replies is not None:
+        return encoded.replies
     return tuple(length - 1 for length in encoded.lengths) if encoded.tokens else None
 
 
@@ -280,14 +299,17 @@ def over_rows(predictions: Sequence[Predictions], metric: str) -> Estimate:
 
 
 def _measured_score(predictions: Predictions, metric: str) -> Score:
-    """The mean over rows, by their weights, of what each scores; and of its lines."""
-    if metric not in predictions.measures or predictions.lines is None:
+    """The mean over rows, by their weights, of what each scores; and of its lines. A reply matches or not, however long it is."""
+    known = "log_likelihood" if metric == "perplexity" else metric
+    if known not in predictions.measures or predictions.lines is None:
         raise DataError(f"{metric} is no metric of these rows", expected=", ".join(predictions.measures))
     if not bool(predictions.logits.isfinite().all()):
         raise DataError("predicted values are not finite", next="training diverged: try a smaller --learning-rate")
-    at = predictions.measures.index(metric)
+    at, weights = predictions.measures.index(known), None if metric == "exact_match" else predictions.weights
     columns = predictions.logits[:, at].double().numpy(), np.asarray(predictions.lines, dtype=np.float64)[:, at]
-    value, line = (float(np.average(column, weights=predictions.weights)) for column in columns)
+    value, line = (float(np.average(column, weights=weights)) for column in columns)
+    if metric == "perplexity":
+        value, line = math.exp(-value), math.exp(-line)
     return Score(metric, value, len(predictions.ids), line)
 
 
@@ -342,15 +364,19 @@ def subgroup_scores(predictions: Predictions, groups: Mapping[str, str], metric:
     members: dict[str, list[int]] = {}
     for position, row in enumerate(predictions.ids):
         members.setdefault(groups[row], []).append(position)
-    return {
-        name: score(
-            Predictions(
-                tuple(predictions.ids[i] for i in rows), predictions.logits[rows], tuple(predictions.labels[i] for i in rows)
-            ),
-            metric,
-        )
-        for name, rows in sorted(members.items())
-    }
+    return {name: score(_some(predictions, rows), metric) for name, rows in sorted(members.items())}
+
+
+def _some(predictions: Predictions, rows: Sequence[int]) -> Predictions:
+    """The predictions of these rows, by position."""
+    return Predictions(
+        tuple(predictions.ids[i] for i in rows),
+        predictions.logits[list(rows)],
+        tuple(predictions.labels[i] for i in rows),
+        None if predictions.weights is None else tuple(predictions.weights[i] for i in rows),
+        predictions.measures,
+        None if predictions.lines is None else tuple(predictions.lines[i] for i in rows),
+    )
 
 
 @dataclass(frozen=True, slots=True)

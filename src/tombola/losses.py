@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt, Le
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, nll_loss, softplus
 
@@ -26,7 +26,7 @@ Normalisation = Literal["batch_weight_sum", "none", "dataset_mean"]
 
 LossName = Literal[
     "ce", "poe", "reweight", "conf-reg", "focal", "distillation", "label-smoothing", "smoothed-reweight", "smoothed-distillation",
-    "permuted-distillation",
+    "permuted-distillation", "marginal",
 ]  # fmt: skip
 
 # A probability of 0 counts as this, after which the others are scaled: a product with 0 would ask for infinite logits.
@@ -41,6 +41,7 @@ class Known:
     bias: Logits | None = None  # log-probabilities of a bias-only model, constants
     teacher: Logits | None = None  # log-probabilities of a teacher, constants
     hidden: Float[Tensor, "row width"] | None = None  # what the head reads; of learned-mixin
+    allowed: Bool[Tensor, "row cls"] | None = None  # the classes that a row's label may stand for; None: its own alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,12 @@ class LossSettings:
     """What models are trained against, by the names of the reproduction's table; the defaults are its `corrected` column."""
 
     loss: LossName = "ce"  # of the dense model, and of tickets that are retrained; a learned mask has its own, `mask_loss`
-    # of `tombola.bias`: what losses against a bias need
-    bias_model: Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text", "first-word"] | None = None
+    # of `tombola.bias`: what losses against a bias need; the last three are biased language models, for tasks of tokens
+    bias_model: (
+        Literal["nli-overlap", "paraphrase-overlap", "first-text", "second-text", "first-word", "bigram", "trigram", "cue"] | None
+    ) = None
+    # of a biased language model in a product of experts: "divided" by what the same model says without the shortcut
+    bias_prior: Literal["divided", "kept"] = "divided"
     bias_predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     bias_vectors: Literal["none", "model"] = "none"  # word vectors of overlap features: none, or the base's input embeddings
     reweight_normalisation: Normalisation = "batch_weight_sum"
@@ -136,6 +141,13 @@ def permuted_distillation(logits: Logits, known: Known) -> RowLosses:
     return RowLosses(_against(logits, target.gather(-1, other)))
 
 
+def marginal_likelihood(logits: Logits, known: Known) -> RowLosses:
+    """−log of the summed probability of the classes that a row's label may stand for; cross-entropy where that is one."""
+    if known.allowed is None:
+        return plain(logits, known)
+    return marginal(logits, known.allowed)
+
+
 def teacher_as_bias(known: Known) -> Known:
     """The same rows with the teacher's opinion in place of the bias-only model's: product of experts with q, 1 − q_c."""
     return replace(known, bias=_of(known, "teacher"))
@@ -161,6 +173,7 @@ LOSSES: Mapping[str, Loss] = {
     "smoothed-reweight": Loss(smoothed_reweight, ("bias", "teacher"), "weights from the scaled teacher"),
     "smoothed-distillation": Loss(smoothed_distillation, ("bias", "teacher"), "the teacher, sharpened where the bias is wrong"),
     "permuted-distillation": Loss(permuted_distillation, ("bias", "teacher"), "the scaled teacher, smaller classes exchanged"),
+    "marginal": Loss(marginal_likelihood, (), "the summed probability of the classes that a label may stand for"),
 }
 
 

@@ -280,6 +280,8 @@ def _rows_digest(train: Encoded) -> str:
         rows.update(repr((name, sorted(row.items()), label)).encode())
     if train.masking is not None or train.spans is not None:
         rows.update(repr((train.masking, None if train.spans is None else [one.label for one in train.spans.windows])).encode())
+    if train.replies is not None:
+        rows.update(repr(train.replies).encode())
     return rows.hexdigest()[:32]
 
 

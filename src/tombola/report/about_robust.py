@@ -21,9 +21,13 @@ LOSSES: Mapping[str, str] = {
     "poe": "product of experts",
     "reweight": "reweighting",
     "conf-reg": "confidence regularisation",
+    "marginal": "cross-entropy of merged classes",
     "": "the largest values, nothing learned",
     "none": "never trained",
 }
+
+
+Value = Callable[[RobustRow], float]
 
 
 def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -60,6 +64,18 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             all_seeds=True,
         ),
     ]
+    if of_tokens := [row for row in rows if "perplexity" in row.scores["report"]]:
+        parts.append(
+            Part(
+                f"{anchor}-perplexity",
+                "Perplexity",
+                "How sure is it of what comes next?",
+                "Solid: report rows; dashed: challenge rows. Lower is better; 1 = sure of every token.",
+                legend=_legend(of_tokens),
+                figures=_by_task(of_tokens, _perplexities_of),
+                cells=_cells(of_tokens),
+            )
+        )
     return tuple(parts)
 
 
@@ -200,12 +216,24 @@ def _css(arm: Arm) -> str:
 
 
 def _scores_of(rows: Sequence[RobustRow], dense: Sequence[RobustRow]) -> tuple[list[Curve], list[Line]]:
-    curves = [curve for arm, mine in _curves_of(rows).items() for curve in _pair(mine, _sparsity, _css(arm))]
+    return _both_of(rows, dense, _report, _challenge)
+
+
+def _perplexities_of(rows: Sequence[RobustRow], dense: Sequence[RobustRow]) -> tuple[list[Curve], list[Line]]:
+    report, challenge = (lambda row, role=role: row.scores[role]["perplexity"] for role in ("report", "challenge"))
+    return _both_of(rows, dense, report, challenge)
+
+
+def _both_of(
+    rows: Sequence[RobustRow], dense: Sequence[RobustRow], report: Value, challenge: Value
+) -> tuple[list[Curve], list[Line]]:
+    """Curves over sparsity of two values of each row, solid and dashed, and lines of the dense models' means."""
+    curves = [curve for arm, mine in _curves_of(rows).items() for curve in _pair(mine, _sparsity, _css(arm), report, challenge)]
     lines = []
     if dense:
         lines = [
-            Line("full", "dense, report", fmean(_report(row) for row in dense)),
-            Line("full", "dense, challenge", fmean(_challenge(row) for row in dense)),
+            Line("full", "dense, report", fmean(report(row) for row in dense)),
+            Line("full", "dense, challenge", fmean(challenge(row) for row in dense)),
         ]
     return curves, lines
 
@@ -213,10 +241,6 @@ def _scores_of(rows: Sequence[RobustRow], dense: Sequence[RobustRow]) -> tuple[l
 def _gaps_of(rows: Sequence[RobustRow], dense: Sequence[RobustRow]) -> tuple[list[Curve], list[Line]]:
     curves = [Curve(_css(arm), _points(mine, _sparsity, lambda row: row.gap)) for arm, mine in _curves_of(rows).items()]
     return curves, [Line("full", "dense", fmean(row.gap for row in dense))] if dense else []
-
-
-def _pair(rows: Sequence[RobustRow], place: Callable[[RobustRow], float], css: str) -> list[Curve]:
-    return [Curve(css, _points(rows, place, _report)), Curve(css, _points(rows, place, _challenge), dashed=True)]
 
 
 def _points(rows: Sequence[RobustRow], place: Callable[[RobustRow], float], value: Callable[[RobustRow], float]) -> list[Point]:
@@ -235,6 +259,16 @@ def _report(row: RobustRow) -> float:
 
 def _challenge(row: RobustRow) -> float:
     return next(iter(row.scores["challenge"].values()))
+
+
+def _pair(
+    rows: Sequence[RobustRow],
+    place: Value,
+    css: str,
+    report: Value = _report,
+    challenge: Value = _challenge,
+) -> list[Curve]:
+    return [Curve(css, _points(rows, place, report)), Curve(css, _points(rows, place, challenge), dashed=True)]
 
 
 def _sparsity(row: RobustRow) -> float:
@@ -284,12 +318,14 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
     for row in rows:
         by_arm.setdefault(row.arm, []).append(row)
     others = list(dict.fromkeys(name for one in every for name in one.others))
+    apart = any(one.sides_apart.value is not None for one in every)
     n = {role: sorted({one.n[role] for one in every}) for role in ("report", "challenge")}
     return Table(
         "Report and challenge scores: mean ± std over seeds, 95 % interval of the mean",
         (
             *("Task", *_HEAD, "Report", "95 %", "Challenge", "95 %", "Bias gap", "Report kept", "Calibration error", "As dense"),
-            *(f"Challenge, {name}" for name in others),
+            *(("Aligned − conflicting",) if apart else ()),
+            *(name.capitalize().replace("_", " ") for name in others),
             *("Steps", "TFLOPs", "Seeds"),
         ),
         tuple(
@@ -304,6 +340,7 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
                 number(one.kept.value, 2),
                 spread(one.calibration),
                 spread(one.agreement),
+                *((spread(one.sides_apart),) if apart else ()),
                 *(spread(one.others[name]) if name in one.others else NONE for name in others),
                 f"{one.steps:,}",
                 number(one.flops / 1e12, 1),
@@ -313,7 +350,8 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
         ),
         f"Report rows: {_sizes(n['report'])}; challenge rows: {_sizes(n['challenge'])}. Report kept: share of the dense model’s. "
         "As dense: share of challenge rows answered as the dense model of the seed does (of pipeline c: the base with a drawn "
-        "head). Calibration error: on report rows, 15 bins. Steps and FLOPs: of all that the model stands on.",
+        "head). Aligned − conflicting: score where the shortcut is right minus score where it is wrong, of report and challenge "
+        "rows together. Calibration error: on report rows, 15 bins. Steps and FLOPs: of all that the model stands on.",
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in every),
     )

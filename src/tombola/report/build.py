@@ -18,6 +18,7 @@ from zlib import compress
 
 from tombola.errors import StoreError
 from tombola.report import (
+    about_begin,
     about_beside,
     about_chains,
     about_frontier,
@@ -63,8 +64,8 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
     ("attention", "What heads look at", (about_heads.attention_parts,)),
     ("landscape", "The loss around tickets", (about_beside.landscape_parts,)),
     ("groups", "Shortcuts", (
-        about_robust.robust_parts, about_robust.group_parts, about_robust.start_parts, about_robust.schedule_parts,
-        about_beside.subgroup_parts,
+        about_robust.robust_parts, about_robust.group_parts, about_robust.start_parts, about_begin.begin_parts,
+        about_robust.schedule_parts, about_beside.subgroup_parts,
     )),
     ("lesions", "What breaks the model", (about_removal.lesion_parts,)),
     ("chains", "Chains of train, prune, rewind", (

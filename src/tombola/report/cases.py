@@ -17,7 +17,7 @@ from tombola.stats import Estimate, Paired, difference_over_rows, over_seeds, pa
 from tombola.study import survival as tables
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
 from tombola.study.variants import Variant
-from tombola.tasks.base import REGRESSION_METRICS, TOKEN_METRICS
+from tombola.tasks.base import REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS
 
 DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005
 ROLES = ("report", "challenge", "selection")  # in the order of the page
@@ -91,6 +91,8 @@ class Split:
         """What the majority line of this metric answers, whatever the row."""
         if self.metric in TOKEN_METRICS:
             return "by the frequencies of the tokens alone"
+        if self.metric in SPAN_METRICS:
+            return "one and the same answer"
         return "one and the same value" if self.of_values else "the most frequent class"
 
     @property

@@ -126,6 +126,13 @@ class ScoredMask:
             return Mask(values=kept)
         return Mask(**{self.settings.unit: kept[self.settings.unit]}, values={})
 
+    def gradients(self) -> dict[str, Tensor]:
+        """What a backward pass has left of each tensor of scores; zeros where none came by."""
+        return {
+            name: torch.zeros_like(part.scores) if part.scores.grad is None else part.scores.grad.clone()
+            for name, part in self._parts.items()
+        }
+
     def remember(self, score: float, step: int) -> None:
         """Keeps the mask of now as the best one if no other had such a score before."""
         if score > float(self._best[0]):

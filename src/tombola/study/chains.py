@@ -107,12 +107,13 @@ def plan_chains(
 
     Raises: as `plan_find`; SettingsError for a rewind step that cannot be read or is past the end of a round.
     """
-    from tombola.study.runs import check_base, common_settings, of_seed, plan_bias, step_cell
+    from tombola.study.runs import check_base, check_losses, common_settings, of_seed, plan_bias, step_cell
 
     common = common_settings(lab, model, task, settings, layout)
     mlm = "mlm" in common["data"]
     options = settings_for(settings.search, mlm=mlm)
     objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
+    check_losses(objective, settings.loss, (settings.loss.loss,))
     rows = train_rows(lab, common, objective)
     train = settings.train
     plan = rounds(options, rows=rows, batch_size=train.batch_size, epochs=train.epochs, steps=train.steps)

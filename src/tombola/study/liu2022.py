@@ -24,7 +24,7 @@ from tombola.losses import LossName
 from tombola.study.cells import Cell
 from tombola.study.chains import plan_chains
 from tombola.study.context import Context, Experiment, Nothing
-from tombola.study.runs import Found, plan_find, plan_retrain
+from tombola.study.runs import Found, plan_find, plan_probe, plan_retrain
 from tombola.study.settings import Settings
 from tombola.tasks import TASKS, Grammar, Marked, bare_name, get_task
 
@@ -187,6 +187,8 @@ class OracleOptions(Nothing):
 
     pipelines: Annotated[tuple[Literal["a", "b", "c"], ...], Len(1)] = ("a", "b", "c")
     sparsities: Sparsities = (0.2, 0.5, 0.7, 0.9)
+    # what "non-entailment" is to a model of three classes: one of the others, or either
+    hans_train_label: Literal["contradiction", "marginal"] = "contradiction"
 
 
 def oracles(context: Context, options: OracleOptions) -> list[Cell]:
@@ -197,7 +199,8 @@ def oracles(context: Context, options: OracleOptions) -> list[Cell]:
     cells: list[Cell] = []
     rows = oracle_of(str(context.task))
     for sparsity in options.sparsities:
-        own: dict[str, Any] = {"loss": "ce", "mask_loss": "ce", "sparsity": sparsity}
+        mask_loss = "marginal" if options.hans_train_label == "marginal" else "ce"
+        own: dict[str, Any] = {"loss": "ce", "mask_loss": mask_loss, "sparsity": sparsity}
         if {"a", "b"} & set(options.pipelines):
             for settings, found in learned(context, own, learned_on=rows):
                 for one in found:
@@ -226,7 +229,8 @@ def oracle_of(spec: str) -> str:
             ]
         )
     others = [part for part in rest.split(",") if part and not part.startswith("strength=")]
-    return f"{name}:{','.join([*others, f'strength={_even(len(task.labels))}'])}"
+    # of replies the planted shortcut tells one of two
+    return f"{name}:{','.join([*others, f'strength={_even(len(task.labels) or 2)}'])}"
 
 
 def _even(classes: int) -> str:
@@ -240,12 +244,21 @@ class StartOptions(Nothing):
     shares: Annotated[tuple[Share, ...], Len(1)] = (0.0, 0.15, 0.3, 0.45, 0.55, 1.0)
     sparsity: Sparsity = 0.7
     mask_loss: LossName = "poe"
+    probes: StrictBool = True  # what can be seen at each of them, for a rule on when to begin: `tombola.study.begin`
 
 
 def start_point(context: Context, options: StartOptions) -> list[Cell]:
-    """Row 10: masks of models that were fine-tuned for a part of their steps."""
+    """Row 10: masks of models that were fine-tuned for a part of their steps, and probes of these."""
     own = {"loss": "ce", "mask_loss": options.mask_loss, "sparsity": options.sparsity}
-    return [cell for share in options.shares for cell in _cells(learned(context, own, until=share))]
+    points = [learned(context, own, until=share) for share in sorted(set(options.shares))]
+    cells = [cell for point in points for cell in _cells(point)]
+    before: dict[tuple[int, int], Cell] = {}  # (preset or rung, seed) → the probe of the point before
+    for point in points if options.probes else ():
+        for rung, (_, found) in enumerate(point):
+            for one in found:
+                before[rung, one.seed] = plan_probe(one, before.get((rung, one.seed)))
+                cells.append(before[rung, one.seed])
+    return cells
 
 
 class GradualOptions(Nothing):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tombola import stats
+from tombola.study.begin import Curve, curves_of
 from tombola.study.beside_rows import AttentionRow, CrossedMask, LandscapeRow, Magnitude, MapSample, SubgroupRow, rows_beside
 from tombola.study.chain_rows import JOINT, ChainRows, chain_rows
 from tombola.study.frontier import Frontier, read_frontiers
@@ -143,6 +144,7 @@ class Results:
     subgroups: tuple[SubgroupRow, ...] = ()
     landscape: tuple[LandscapeRow, ...] = ()
     frontiers: tuple[Frontier, ...] = ()
+    begin: tuple[Curve, ...] = ()  # of start points that were probed
     robust: tuple[RobustRow, ...] = ()  # of tasks with challenge rows, where anything was learned or trained against a bias
     crossed: tuple[CrossedMask, ...] = ()  # tickets of the crossed design, which are no seeds of a study
     # Tables of `tombola.study.overlap`, where `with_shared` made them: it reads masks and predictions again
@@ -233,6 +235,8 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
     further: dict[str, Any] = {name: tuple(rows) for name, rows in beside.items()}
     places = {entry.key: entry.folder for entry in entries} | of_several
     further["chains"] = chain_rows({key: (cells | joint)[key] for key in places}, lambda cell: places.get(cell.key), short)
+    folders = {entry.key: entry.folder for entry in store.entries() if entry.key in cells}
+    robust = robust_rows(cells, folders)
     return Results(
         tuple(sorted(scores, key=_order)),
         tuple(sorted(tickets, key=_order)),
@@ -242,7 +246,8 @@ def _collect(store: "Store", keys: Collection[str] | None) -> Results:
         tuple(sorted(lesions, key=_order)),
         variants=stands_for,
         frontiers=tuple(read_frontiers(store, keys)),
-        robust=robust_rows(cells, {entry.key: entry.folder for entry in store.entries() if entry.key in cells}),
+        robust=robust,
+        begin=curves_of(cells, folders, robust),
         **further,
     )
 

@@ -55,7 +55,9 @@ class RobustRow:
     rows: Mapping[str, int]  # role → rows it was scored on
     splits: Mapping[str, str]  # role → name of its split
     majority: Mapping[str, float]  # role → what the most frequent class would score
-    groups: Mapping[str, float]  # subgroup of challenge rows → accuracy
+    groups: Mapping[str, float]  # subgroup of challenge rows → accuracy, or exact match
+    # likewise of all report and challenge rows where the shortcut is right, and where it is wrong; of rows that say which
+    sides: Mapping[str, float]  # "aligned" and "conflicting" → score
     calibration: Mapping[str, float]  # role → expected calibration error, in [0, 1]
     agreement: Mapping[str, float]  # role → share of rows answered as the dense model does; empty of that
     answers: Mapping[str, float]  # class → share of challenge rows that get it
@@ -70,6 +72,14 @@ class RobustRow:
     def gap(self) -> float:
         """Report minus challenge, of the first metric of each: the share of answers that are owed to the bias, about."""
         return self.scores["report"][self.metric] - next(iter(self.scores["challenge"].values()))
+
+    @property
+    def sides_apart(self) -> float | None:
+        """Score where the shortcut is right minus score where it is wrong: the bias gap, whatever share of rows is which."""
+        return self.sides["aligned"] - self.sides["conflicting"] if len(self.sides) == len(SIDES) else None
+
+
+SIDES = ("aligned", "conflicting")  # as the groups of written and marked rows begin
 
 
 def robust_rows(cells: Mapping[str, Cell], folders: Mapping[str, Path]) -> tuple[RobustRow, ...]:
@@ -95,6 +105,7 @@ def robust_row(cell: Cell, folder: Path, folders: Mapping[str, Path]) -> RobustR
     if not {"report", "challenge"} <= by_role.keys():
         return None
     steps, flops = _cost(cell, {**folders, cell.key: folder})
+    groups = read_rows(folder / "subgroups.jsonl")
     first = {role: of[0] for role, of in by_role.items()}
     agreed = {role: one["agreement"] for role, one in first.items() if one["agreement"] and one["agreement"]["flips"] is not None}
     counts = agreed["challenge"]["counts"] if "challenge" in agreed else {}
@@ -106,13 +117,24 @@ def robust_row(cell: Cell, folder: Path, folders: Mapping[str, Path]) -> RobustR
         rows={role: one["n"] for role, one in first.items()},
         splits={role: one["split"] for role, one in first.items()},
         majority={role: one["majority"] for role, one in first.items()},
-        groups={one["group"]: one["value"] for one in read_rows(folder / "subgroups.jsonl") if one["role"] == "challenge"},
+        groups={one["group"]: one["value"] for one in groups if one["role"] == "challenge"},
+        sides=_sides([one for one in groups if one["role"] != "selection"]),
         calibration=_calibration(folder),
         agreement={role: 1 - one["flips"] / one["n"] for role, one in agreed.items()},
         answers={name: n / sum(counts.values()) for name, n in counts.items()} if counts else {},
         steps=steps,
         flops=flops,
     )
+
+
+def _sides(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The score of each side over its groups, by their rows; nothing where a side has none."""
+    found = {}
+    for side in SIDES:
+        mine = [one for one in groups if str(one["group"]).partition("/")[0] == side]
+        if mine:
+            found[side] = sum(one["value"] * one["n"] for one in mine) / sum(one["n"] for one in mine)
+    return found if len(found) == len(SIDES) else {}
 
 
 def _arm(cell: Cell) -> Arm | None:
@@ -253,7 +275,8 @@ class Summary:
     calibration: Estimate  # on the report rows
     agreement: Estimate  # with the dense model, on the challenge rows
     groups: Mapping[str, Estimate]
-    others: Mapping[str, Estimate]  # other metrics of the challenge rows
+    sides_apart: Estimate  # score where the shortcut is right − score where it is wrong, of rows that say which
+    others: Mapping[str, Estimate]  # "role, metric" → other metrics of the report and challenge rows
     n: Mapping[str, int]
     steps: int
     flops: float
@@ -287,7 +310,6 @@ def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, 
     def over(values: Iterable[float]) -> Estimate:
         return stats.over_seeds(list(values))
 
-    first = rows[0].scores["challenge"]
     return Summary(
         arm=arm,
         seeds=tuple(row.seed for row in rows),
@@ -302,7 +324,12 @@ def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, 
         calibration=over(row.calibration["report"] for row in rows if "report" in row.calibration),
         agreement=over(row.agreement["challenge"] for row in rows if "challenge" in row.agreement),
         groups={name: over(row.groups[name] for row in rows if name in row.groups) for name in rows[0].groups},
-        others={name: over(row.scores["challenge"][name] for row in rows) for name in list(first)[1:]},
+        sides_apart=over(row.sides_apart for row in rows if row.sides_apart is not None),
+        others={
+            f"{role}, {name}": over(row.scores[role][name] for row in rows)
+            for role in ("report", "challenge")
+            for name in list(rows[0].scores[role])[1:]
+        },
         n=rows[0].rows,
         steps=max(row.steps for row in rows),
         flops=max(row.flops for row in rows),

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tombola.anatomy import Layout
-from tombola.bias import BIAS_MODELS
+from tombola.bias import BIAS_MODELS, BIASED_LMS
 from tombola.errors import SettingsError, TombolaError
 from tombola.losses import LOSSES, LossSettings
+from tombola.objective import Objective
 from tombola.search.imp import ImpSettings
 from tombola.search.learned import check_learned
 from tombola.source import fingerprint_files, resolve_model
@@ -99,6 +100,8 @@ def plan_find(
     more: dict[str, Any] = {}
     if learned_on is not None:
         more = {"learned_on": common_settings(lab, model, learned_on, settings, layout)["data"]}
+    objective = task_of(lab, common["data"]["task"], common["data"].get("source")).objective
+    check_losses(objective, settings.loss, (settings.loss.loss, getattr(settings.search, "mask_loss", "ce")))
     found = []
     for run, seeds in zip(run_seeds, settings.seeds, strict=True):
         shared = of_seed(common, run, seeds)
@@ -139,6 +142,32 @@ def training_until(settings: Settings, common: Mapping[str, Any], share: float =
     return {"train": settings.train.plain(), "stretch": stretch}
 
 
+def check_losses(objective: Objective, settings: LossSettings, losses: Sequence[str]) -> None:
+    """Raises: SettingsError with all that losses need and a model asked so cannot have; nothing of cross-entropy."""
+    problems, used = [], [loss for loss in losses if loss != "ce"]
+    of_tokens, needs = objective.kind == "tokens", {need for loss in used for need in LOSSES[loss].needs}
+    if used and objective.kind not in ("classes", "tokens"):
+        problems.append(
+            TombolaError(
+                "losses against a bias or a teacher are of classes, answered by a head, or of tokens, each from those before it",
+                got=f"{', '.join(dict.fromkeys(used))} for a model that is asked for {objective.kind}",
+                next="leave loss and mask_loss at ce for this task",
+            )
+        )
+    if of_tokens and "teacher" in needs:
+        problems.append(
+            TombolaError("losses with a teacher are of classes", got=", ".join(used), expected="poe, reweight, focal")
+        )
+    if of_tokens and used and settings.reweight_normalisation == "dataset_mean":
+        problems.append(TombolaError("dataset_mean is of rows with classes", expected="batch_weight_sum, none"))
+    known: Mapping[str, object] = BIASED_LMS if of_tokens else BIAS_MODELS
+    if "bias" in needs and settings.bias_model is not None and settings.bias_model not in known:
+        kind = "tokens" if of_tokens else "classes"
+        problems.append(TombolaError(f"the bias_model is none of {kind}", got=settings.bias_model, expected=", ".join(known)))
+    if problems:
+        raise SettingsError(problems)
+
+
 def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> dict[str, Cell]:
     """{"bias": the cell of the bias-only model that a loss needs}, or nothing. One for all seeds: it depends on rows alone.
 
@@ -146,11 +175,13 @@ def plan_bias(common: Mapping[str, Any], settings: LossSettings, loss: str) -> d
     """
     if "bias" not in LOSSES[loss].needs:
         return {}
-    if settings.bias_model not in BIAS_MODELS:
-        known = ", ".join(BIAS_MODELS)
+    if settings.bias_model is None:
+        known = ", ".join([*BIAS_MODELS, *BIASED_LMS])
         raise SettingsError([TombolaError(f"the loss {loss} needs a bias_model", got=settings.bias_model, expected=known)])
-    said = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions, "vectors": settings.bias_vectors}
-    base = {"model": common["model"]} if settings.bias_vectors == "model" else {}
+    of_tokens = settings.bias_model in BIASED_LMS
+    said: dict[str, str] = {"bias_model": settings.bias_model, "predictions": settings.bias_predictions}
+    said |= {"vectors": settings.bias_vectors} | ({"prior": settings.bias_prior} if of_tokens else {})
+    base = {"model": common["model"]} if settings.bias_vectors == "model" or of_tokens else {}
     return {"bias": step_cell("bias", {"data": common["data"], "bias": said} | base)}
 
 
@@ -188,6 +219,16 @@ def plan_test(ticket: Cell | Given, dense: Cell, options: RetrainSettings = Retr
     """The cells that test one ticket: its score as pruned and, when asked for, retrained."""
     pruned = step_cell("evaluate", shared_settings(dense), ticket=ticket, weights=dense)
     return Tested(ticket, pruned, plan_retrain(ticket, dense, options) if retrain else None)
+
+
+def plan_probe(found: Found, before: Cell | None = None, rows: int = 256) -> Cell:
+    """The cell of what can be seen, at the point where a learned mask begins, of how it would begin.
+
+    before: that of the point before it. rows: of train, that it looks at.
+    """
+    said = {name: found.search.settings[name] for name in ("search", "loss") if name in found.search.settings}
+    taken = dict(found.search.inputs) | ({} if before is None else {"before": before})
+    return step_cell("probe", shared_settings(found.dense) | said | {"probe": {"rows": rows}}, **taken)
 
 
 def plan_tuned(ticket: Cell | Given, dense: Cell) -> Cell:

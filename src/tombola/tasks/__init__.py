@@ -70,6 +70,7 @@ TASKS: dict[str, Task] = {
     "syn-sst2": marked.SYN_SST2,
     "acceptability": generated.ACCEPTABILITY,
     "nli-overlap": generated.NLI_OVERLAP,
+    "agreement": generated.AGREEMENT,
     "wikitext2": text.WIKITEXT2,
     "mlm-wikitext2": mlm.MLM_WIKITEXT2,
     "squad": squad.SQUAD,

@@ -38,6 +38,9 @@ class Encoded:
     tokens: bool = False  # every token but the first of a row is to be predicted from those before it
     masking: Masking | None = None  # rows are blocks of which some tokens are hidden, and asked for
     spans: Spans | None = None  # rows are windows on the contexts of questions
+    # tokens at the end of each row that alone are to be predicted, the reply to what stands before; None: all but the first
+    replies: tuple[int, ...] | None = None
+    lines: tuple[tuple[float, float], ...] | None = None  # of replies: what one and the same answer would score, see `_replies`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,7 +70,7 @@ def encode(
 
     For an objective of words each row becomes its prompt, of which the texts alone are cut. For one of tokens the label of a
     row is what the unigram model of these very rows gives it, in nats per predicted token: the best that an answer can do
-    which looks at no context, as the majority line is for classes.
+    which looks at no context, as the majority line is for classes. There rows of two texts are a prompt and its reply.
 
     Rows of masked language modelling become blocks of `max_length` tokens, those of spans windows of at most so many: there may
     be more or fewer of them than rows. mlm: the seed of evaluation masks, and how blocks weigh (`Masking`). stride: of windows.
@@ -80,6 +83,8 @@ def encode(
         return _blocks(tokenizer, rows, max_length, mlm)
     if objective.kind == "span":
         return _windows(tokenizer, rows, max_length, stride, padding)
+    if objective.tokens and len(rows.texts[0]) > 1:
+        return _replies(tokenizer, rows, max_length, padding)
     question: list[int] = []
     columns = [list(column) for column in zip(*rows.texts, strict=True)]
     if objective.prompt is not None:
@@ -107,6 +112,41 @@ def encode(
     pad_to = max_length if padding == "max_length" else None
     labels = _unigram([row["input_ids"] for row in inputs], rows.ids) if objective.tokens else rows.labels
     return Encoded(rows.ids, inputs, labels, truncated, {name: pad[name] for name in names}, pad_to, objective.tokens)
+
+
+def _replies(tokenizer: Any, rows: Rows, max_length: int, padding: str) -> Encoded:
+    """Rows of a prompt and its reply, of which the reply alone is predicted; of one that is too long the prompt's beginning goes.
+
+    The lines of a row are those of an answer that looks at no prompt: 1 where its reply is the most frequent one, else 0, and its
+    log-likelihood under the frequencies of tokens in all replies. Raises: DataError when a prompt or a reply is empty, or a reply
+    leaves no room for its prompt.
+    """
+    prompts = [list(tokenizer(prompt)["input_ids"]) for prompt, _ in rows.texts]
+    replies = [tuple(tokenizer(f" {reply}", add_special_tokens=False)["input_ids"]) for _, reply in rows.texts]
+    both = list(zip(rows.ids, prompts, replies, strict=True))
+    if bad := [id for id, prompt, reply in both if not prompt or not 0 < len(reply) < max_length]:
+        raise DataError(
+            "rows whose prompt or reply is empty, or too long",
+            got=", ".join(bad[:5]),
+            expected=f"a prompt, and a reply of 1 to {max_length - 1} tokens",
+            next="raise --set max_length=…, or leave these rows out",
+        )
+    inputs = tuple({"input_ids": tuple(prompt[-(max_length - len(reply)) :]) + reply} for _, prompt, reply in both)
+    counts, most = Counter(token for reply in replies for token in reply), Counter(replies).most_common(1)[0][0]
+    total = math.log(counts.total())
+    likely = tuple(sum(math.log(counts[token]) - total for token in reply) / len(reply) for reply in replies)
+    padded_by = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return Encoded(
+        rows.ids,
+        inputs,
+        likely,
+        truncated=sum(len(prompt) + len(reply) > max_length for _, prompt, reply in both),
+        pad={"input_ids": int(padded_by)},
+        pad_to=max_length if padding == "max_length" else None,
+        tokens=True,
+        replies=tuple(map(len, replies)),
+        lines=tuple((float(reply == most), line) for reply, line in zip(replies, likely, strict=True)),
+    )
 
 
 def _pad(tokenizer: Any, names: Iterable[str]) -> dict[str, int]:
@@ -151,7 +191,7 @@ def collate(encoded: Encoded, rows: Sequence[int], drawn: tuple[int, int] | None
     """Model inputs of these rows, padded at the end to the longest of them (or to `pad_to`): [batch, seq], labels [batch].
 
     Labels are int64 for classes and float32 for a regression, which is how a model and `tombola.scores` tell the two apart; of
-    running text they are its tokens, [batch, seq], with -100 for padding.
+    running text they are its tokens, [batch, seq], with -100 for padding and for a prompt.
 
     Of hidden tokens and spans they are what is asked, [batch, 1 + n], after a first -100: hidden tokens as `drawn` = (seed,
     epoch) of training says, or as they are evaluated, with their places in `at`; the tokens where an answer begins and ends.
@@ -169,6 +209,9 @@ def collate(encoded: Encoded, rows: Sequence[int], drawn: tuple[int, int] | None
         batch["labels"] = torch.tensor([(-100, *encoded.spans.windows[i].label) for i in rows])
     elif encoded.tokens:
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        if encoded.replies is not None:
+            given = lengths - torch.tensor([encoded.replies[i] for i in rows])
+            batch["labels"].masked_fill_(torch.arange(longest)[None, :] < given[:, None], -100)
     else:
         batch["labels"] = torch.tensor([encoded.labels[i] for i in rows])
     return batch

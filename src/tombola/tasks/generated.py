@@ -5,7 +5,8 @@ same words, or words that a bag of words cannot tell apart. `nli-overlap` plants
 and report most entailed hypotheses repeat words of their premise and the others do not; in challenge it is reversed.
 
 Read `write` first, then `PHENOMENA` and `CONSTRUCTIONS`, the two tables that hold the grammars. Any change that gives
-other rows for the same options and seed must raise the `Grammar` version of its task.
+other rows for the same options and seed must raise the `Grammar` version of its task. `agreement` is for language models, its
+grammar in a file of its own.
 """
 
 import hashlib
@@ -16,13 +17,15 @@ from functools import partial
 from typing import NamedTuple
 
 from tombola.errors import DataError
-from tombola.tasks.base import Grammar, Role, Rows, Task
+from tombola.tasks import agreement
+from tombola.tasks.base import REPLY_METRICS, Grammar, Role, Rows, Task
 
 _OPTIONS: Mapping[str, tuple[int | float, int | float, int | float]] = {  # default, least, greatest
     "train_rows": (4000, 2, 100_000),
     "report_rows": (1000, 2, 100_000),
     "challenge_rows": (1000, 2, 100_000),
     "strength": (0.9, 0.5, 1.0),  # share of train and report rows on which the shortcut gives the right answer
+    "challenge_strength": (0.1, 0.0, 1.0),  # of challenge rows
 }
 
 ACCEPTABILITY = Task(
@@ -42,6 +45,16 @@ NLI_OVERLAP = Task(
     splits={"train": "train", "report": "validation", "challenge": "challenge"},
     source=Grammar(version=1),
     options={name: _OPTIONS[name][0] for name in ("train_rows", "report_rows", "challenge_rows", "strength")},
+)
+AGREEMENT = Task(
+    name="agreement",
+    text=("prompt", "reply"),
+    labels=(),
+    metric=REPLY_METRICS[0],
+    extra_metrics=REPLY_METRICS[1:],
+    splits={"train": "train", "report": "validation", "challenge": "challenge"},
+    source=Grammar(version=1),
+    options={name: default for name, (default, *_) in _OPTIONS.items()},
 )
 
 _PATIENCE = 2_000  # candidates tried for one row; only a request near the size of the grammar needs as many
@@ -65,13 +78,14 @@ def option_range(name: str) -> str:
 
 class _Drawn(NamedTuple):
     texts: tuple[str, ...]
+    shared: tuple[str, ...] = ()  # texts shown after these, that may turn up in every split: how a sentence goes on
     hidden: tuple[str, ...] = ()  # texts not shown that nevertheless may turn up nowhere else: the other half of a pair
 
 
 class _Want(NamedTuple):
     """One row to be written."""
 
-    label: int
+    label: int | None
     group: str
     draw: Callable[[random.Random], _Drawn]
 
@@ -85,10 +99,7 @@ def write(task: Task, role: Role, *, seed: int) -> Rows:
     Raises: DataError if the grammar cannot give that many rows.
     """
     number = int(task.options[f"{role}_rows"])
-    if task.name == ACCEPTABILITY.name:
-        wants = list(_acceptability(number))
-    else:
-        wants = list(_nli_overlap(number, 0.0 if role == "challenge" else float(task.options["strength"])))
+    wants = list(_WANTED[task.name](number, _strength(task, role)))
     rng = random.Random(f"{task.name}/{role}/{seed}")
     rng.shuffle(wants)
     texts: list[tuple[str, ...]] = []
@@ -106,13 +117,18 @@ def write(task: Task, role: Role, *, seed: int) -> Rows:
                 next="ask for fewer rows",
             )
         used.update(once)
-        texts.append(drawn.texts)
+        texts.append(drawn.texts + drawn.shared)
     return Rows(
         ids=tuple(f"{task.splits[role]}:{i}" for i in range(number)),
         texts=tuple(texts),
         labels=tuple(want.label for want in wants),
         groups=tuple(want.group for want in wants),
     )
+
+
+def _strength(task: Task, role: Role) -> float:
+    """The share of rows on which the shortcut is right: where nothing else is said none of the challenge."""
+    return float(task.options.get("challenge_strength" if role == "challenge" else "strength", 0.0))
 
 
 def _role(text: str) -> Role:
@@ -464,7 +480,7 @@ PHENOMENA: Mapping[str, Callable[[random.Random], Pair]] = {
 }
 
 
-def _acceptability(number: int) -> Iterator[_Want]:
+def _acceptability(number: int, strength: float) -> Iterator[_Want]:
     """Groups are the phenomena; each has its share of both classes."""
     for i in range(number):
         phenomenon = list(PHENOMENA)[i // 2 % len(PHENOMENA)]
@@ -475,3 +491,26 @@ def _half_of_pair(pair: Callable[[random.Random], Pair], acceptable: bool, rng: 
     """One half only: with both, a model that has seen one would know the other."""
     good, bad = pair(rng)
     return _Drawn((good,), hidden=(bad,)) if acceptable else _Drawn((bad,), hidden=(good,))
+
+
+# --- agreement -------------------------------------------------------------------------------------------------------
+
+
+def _agreement_of_replies(number: int, strength: float) -> Iterator[_Want]:
+    """Groups are "aligned" and "conflicting", each "/near" or "/deep": with nouns before the subject."""
+    for i in range(number):
+        aligned, deep = i < round(strength * number), i % 2 == 1
+        group = f"{'aligned' if aligned else 'conflicting'}/{'deep' if deep else 'near'}"
+        yield _Want(None, group, partial(_prompt_and_reply, aligned, deep))
+
+
+def _prompt_and_reply(aligned: bool, deep: bool, rng: random.Random) -> _Drawn:
+    prompt, reply = agreement.draw(rng, aligned=aligned, deep=deep)
+    return _Drawn((prompt,), shared=(reply,))
+
+
+_WANTED: Mapping[str, Callable[[int, float], Iterator[_Want]]] = {
+    ACCEPTABILITY.name: _acceptability,
+    NLI_OVERLAP.name: _nli_overlap,
+    AGREEMENT.name: _agreement_of_replies,
+}

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tombola.errors import DataError
 from tombola.tasks import glue
@@ -135,6 +135,23 @@ def load(task: Task, role: Role, read: Callable[[str, str], tuple[Task, Rows]]) 
         tuple(label for rows in found for label in rows.labels),
         tuple(of_rows) if all(rows.groups for rows in found) else None,
     )
+
+
+def may_stand_for(task: Task, rows: Rows) -> list[tuple[int, ...]] | None:
+    """Of each train row the classes that its label may stand for: of one that comes from a data set with fewer classes than the
+    task (HANS among rows of MNLI) all that count as its own there. None where every label stands for itself.
+    """
+    if not isinstance(task.source, Mixed) or not task.merges:
+        return None
+    own = {part.task for part in task.source.parts["report"]}
+    fewer = tuple({f"{part.task}:" for part in task.source.parts["train"]} - {f"{name}:" for name in own})
+    several = {
+        task.labels.index(name): tuple(i for i, other in enumerate(task.labels) if task.merges[other] == task.merges[name])
+        for name in task.labels
+    }
+    labels = cast(tuple[int, ...], rows.labels)
+    found = [several[label] if id.startswith(fewer) else (label,) for id, label in zip(rows.ids, labels, strict=True)]
+    return found if any(len(one) > 1 for one in found) else None
 
 
 def load_folder(task: Task, split: str, data_dir: Path | None) -> Rows:

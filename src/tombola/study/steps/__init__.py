@@ -12,6 +12,7 @@
     patterns    labelled maps → classifiers of maps      weights, what they are worth
     attention   maps of one model                        classes and descriptors of each head, samples
     landscape   dense model, retrained ticket            losses between and around them
+    probe       dense model → what its masks would begin with, losses
     bag_of_words  train rows → linear model of words     predictions, scores
     base_mask   base → ticket, nothing trained           ticket
     barrier     two trained models, and between them     loss and score of each point
@@ -32,6 +33,7 @@ from tombola.study.steps.imp import run_round, run_snapshot
 from tombola.study.steps.joint import alone, names_of, run_joint_round, run_joint_snapshot
 from tombola.study.steps.landscape import run_landscape
 from tombola.study.steps.losses import run_bias
+from tombola.study.steps.probing import run_probe
 from tombola.study.steps.scoring import run_barrier, run_evaluate, run_lesion, run_tune
 from tombola.study.steps.tickets import EXPECTED_TRIALS, run_base_mask, run_control, run_derive, run_search
 from tombola.study.steps.training import run_training
@@ -166,5 +168,6 @@ STEPS: dict[str, Step] = {
     "round": Step(1, run_round, _round_work, _title),
     "joint_snapshot": Step(1, run_joint_snapshot, _joint_work, _joint_title),
     "joint_round": Step(1, run_joint_round, _joint_work, _joint_title),
+    "probe": Step(1, run_probe, lambda cell: 4.0 * cell.settings["probe"]["rows"] + _rows(cell, "selection"), _title),
     "bias": Step(1, run_bias, lambda cell: 0.1 * _rows(cell, "train"), _title),
 }

@@ -68,7 +68,7 @@ def write_scores(
         if set_.groups is not None:
             common = _where(cell, what, split, role)
             members = dict(zip(set_.ids, set_.groups, strict=True))
-            metric = data.task.metric if data.task.regression else "accuracy"
+            metric = "accuracy" if len(data.task.labels) > 1 else data.task.metric
             by_group = subgroup_scores(as_labelled(data, role, predictions[role]), members, metric)
             groups += [common | {"group": name} | asdict(one) for name, one in by_group.items()]
     write_rows(out / "scores.jsonl", score_rows(cell, data, predictions, dense, what))
