@@ -75,7 +75,7 @@ def _first_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The gradient of the mask's loss with respect to its scores, and what the mask keeps, both of the mask as it starts."""
     settings = LearnedSettings(**cell.settings["search"])
-    recipe = loss_of(cell, lab, data, model)  # type: ignore[arg-type]
+    recipe = loss_of(cell, lab, data, model)
     with ScoredMask(model, anatomy, replace(settings, mask_choice="last"), cell.settings["seeds"]["mask"]) as scored:
         for start in range(0, len(rows), 32):
             some = rows[start : start + 32]
