@@ -30,7 +30,8 @@ from tombola.tasks import (
     shared_texts,
     split_selection,
 )
-from tombola.tasks.generated import CONSTRUCTIONS, NOUN_PAIRS, PHENOMENA, VERB_PAIRS
+from tombola.tasks.acceptability import PHENOMENA
+from tombola.tasks.overlap import CONSTRUCTIONS, NOUN_PAIRS, VERB_PAIRS
 
 # --- rows and selection ----------------------------------------------------------------------------------------------
 

@@ -10,18 +10,16 @@ Source: ours, a header that leaks the answer, and attractors after Linzen, Dupou
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
+from tombola.tasks.wanted import Drawn, Want, word_list
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-NOUNS = _words("""
+NOUNS = word_list("""
 key door window lamp chair table wall roof tree rock boat train wagon wheel clock bell horse goat lion tiger bear eagle crow frog
 pilot doctor singer baker farmer king queen guard friend cousin
 """)
-ADJECTIVES = _words("""
+ADJECTIVES = word_list("""
 old new red green blue white black small large heavy light clean dirty quiet loud strong weak cold warm dry wet young tall short
 """)
 PLACES = ("near", "behind", "beside", "under", "above", "of")
@@ -66,3 +64,16 @@ def _begun(rng: random.Random, plural: bool, articles: tuple[str, str], deep: bo
         before += ([rng.choice(PLACES)] if i else []) + [phrase(rng.random() < 0.5)]
     behind = [f"{rng.choice(PLACES)} {phrase(rng.random() < 0.5)}" for _ in range(rng.randint(1, 2))]
     return " ".join([*before, phrase(plural), *behind])
+
+
+def wants(number: int, strength: float) -> Iterator[Want]:
+    """Groups are "aligned" and "conflicting", each "/near" or "/deep": with nouns before the subject."""
+    for i in range(number):
+        aligned, deep = i < round(strength * number), i % 2 == 1
+        group = f"{'aligned' if aligned else 'conflicting'}/{'deep' if deep else 'near'}"
+        yield Want(None, group, partial(_prompt_and_reply, aligned, deep))
+
+
+def _prompt_and_reply(aligned: bool, deep: bool, rng: random.Random) -> Drawn:
+    prompt, reply = draw(rng, aligned=aligned, deep=deep)
+    return Drawn((prompt,), shared=(reply,))
