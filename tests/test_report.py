@@ -342,6 +342,10 @@ DOUBTFUL: dict[str, list[ScoreRow | TicketRow]] = {
         *(score("good", "pruned", 0.5), score("good", "pruned", 0.6, seed=2), score("bad", "pruned", 0.4)),
     ],
     f"{ON}: at or below the majority line of 0.500: every model in every seed.": [score("full", "full", 0.3)],
+    # of perplexity less is better
+    f"{ON.replace('Accuracy', 'Perplexity')}: at or above the majority line of 0.500: pruned good (seed 2).": [
+        *(score("good", "pruned", 0.4, metric="perplexity"), score("good", "pruned", 0.6, seed=2, metric="perplexity")),
+    ],
     # controls that are made to be bad are counted where they are many
     f"{ON}: at or below the majority line of 0.500: dense (seed 1); 5 scores of other controls.": [
         *(score("full", "full", 0.4), score("good", "pruned", 0.8)),

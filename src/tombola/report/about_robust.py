@@ -85,18 +85,20 @@ def group_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     if not every:
         return ()
     names = list(dict.fromkeys(name for one in every for name in one.groups))
+    common = _common(study.results.robust)
     table = Table(
         "Accuracy on groups of the challenge rows: mean ± std over seeds",
         ("Task", *_HEAD, *names, "Seeds"),
         tuple(
             (
                 _title(study, one.arm),
-                *_said(one.arm),
+                *_said(one.arm, common),
                 *(spread(one.groups[name]) if name in one.groups else NONE for name in names),
                 str(len(one.seeds)),
             )
             for one in every
         ),
+        _told(common).strip(),
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in every),
     )
@@ -302,13 +304,24 @@ def _loss_of(arm: Arm) -> str:
 _HEAD = ("Pipeline", "Mask against", "Weights against", "Sparsity")
 
 
-def _said(arm: Arm) -> tuple[str, str, str, str]:
+def _common(rows: Sequence[RobustRow]) -> frozenset[str]:
+    """Settings that every mask here was learned with: told once, below the table."""
+    every = [frozenset(row.arm.options.split(", ")) for row in rows if row.arm.how == "learned"]
+    return frozenset.intersection(*every) - {""} if every else frozenset()
+
+
+def _told(common: frozenset[str]) -> str:
+    return f" Every mask that is learned: {', '.join(sorted(common))}." if common else ""
+
+
+def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str, str]:
     mask = LOSSES.get(arm.mask_loss, arm.mask_loss) if arm.pipeline != "full" else NONE
     mask += ", rounds" if arm.how == "imp" else ""
     mask += ", oracle" if arm.oracle else ""
     mask += f", {arm.schedule}" if arm.schedule != "fixed" else ""
     mask += f", begun at {arm.begun_at:.0%}" if 0 < arm.begun_at < 1 else ""
-    mask += f", {arm.options}" if arm.options else ""
+    own = [one for one in arm.options.split(", ") if one and one not in common]
+    mask += ", " + ", ".join(own) if own else ""
     return PIPELINES[arm.pipeline], mask, LOSSES.get(arm.weight_loss, arm.weight_loss), f"{arm.sparsity:.0%}"
 
 
@@ -317,7 +330,7 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
     by_arm: dict[Arm, list[RobustRow]] = {}
     for row in rows:
         by_arm.setdefault(row.arm, []).append(row)
-    others = list(dict.fromkeys(name for one in every for name in one.others))
+    others, common = list(dict.fromkeys(name for one in every for name in one.others)), _common(rows)
     apart = any(one.sides_apart.value is not None for one in every)
     n = {role: sorted({one.n[role] for one in every}) for role in ("report", "challenge")}
     return Table(
@@ -331,7 +344,7 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
         tuple(
             (
                 _title(study, one.arm),
-                *_said(one.arm),
+                *_said(one.arm, common),
                 of_seeds({row.seed: _report(row) for row in by_arm[one.arm]}),
                 interval(one.report),
                 of_seeds({row.seed: _challenge(row) for row in by_arm[one.arm]}),
@@ -351,7 +364,8 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
         f"Report rows: {_sizes(n['report'])}; challenge rows: {_sizes(n['challenge'])}. Report kept: share of the dense model’s. "
         "As dense: share of challenge rows answered as the dense model of the seed does (of pipeline c: the base with a drawn "
         "head). Aligned − conflicting: score where the shortcut is right minus score where it is wrong, of report and challenge "
-        "rows together. Calibration error: on report rows, 15 bins. Steps and FLOPs: of all that the model stands on.",
+        "rows together. Calibration error: on report rows, 15 bins. Steps and FLOPs: of all that the model stands on."
+        + _told(common),
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in every),
     )
@@ -362,14 +376,14 @@ def _sizes(found: Sequence[int]) -> str:
 
 
 def _verdicts(rows: Sequence[RobustRow], study: Study) -> Table:
-    found = halved(rows)
+    found, common = halved(rows), _common(rows)
     return Table(
         "Is the bias gap of the dense model cut by half, at no more than 5 % of its report score?",
         ("Task", *_HEAD, "Gap cut by", "95 %", "Report kept", "Both hold", "Seeds"),
         tuple(
             (
                 _title(study, one.arm),
-                *_said(one.arm),
+                *_said(one.arm, common),
                 spread(one.cut, 2),
                 interval(one.cut),
                 spread(one.kept, 2),
@@ -379,7 +393,7 @@ def _verdicts(rows: Sequence[RobustRow], study: Study) -> Table:
             for one in found
         ),
         "By the means over seeds. Cut by: share of the gap that the dense model of the same seed has; 1 = no gap left, more = "
-        "reversed.",
+        "reversed." + _told(common),
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in found),
     )

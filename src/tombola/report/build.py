@@ -157,6 +157,8 @@ def sections_of(study: Study) -> list[Section]:
         parts = tuple(part for i, function in enumerate(functions, 1) for part in function(f"{anchor}-{i}", study))
         if parts:
             found.append(Section(anchor, title, "", parts))
+    subject = ("groups",) if study.results.robust else ("chains", "transfer") if study.results.chains.levels else ()
+    found.sort(key=lambda section: section.anchor not in subject)  # what a study is about comes first
     alone = [case for case in study.cases if _stands_alone(case, study)]
     many = len(alone) > MANY_CASES
     own = [_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1)]

@@ -17,7 +17,7 @@ from tombola.stats import Estimate, Paired, difference_over_rows, over_seeds, pa
 from tombola.study import survival as tables
 from tombola.study.results import KINDS, STAGES, Results, ScoreRow, TicketRow
 from tombola.study.variants import Variant
-from tombola.tasks.base import REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS
+from tombola.tasks.base import LOWER_IS_BETTER, REGRESSION_METRICS, SPAN_METRICS, TOKEN_METRICS
 
 DRAWS = 1_999  # of permutation tests on the page: p is then a multiple of .0005
 ROLES = ("report", "challenge", "selection")  # in the order of the page
@@ -98,6 +98,11 @@ class Split:
     @property
     def majority(self) -> float:
         return fmean(row.majority for row in self.rows)
+
+    @property
+    def falls(self) -> bool:
+        """Whether less of this metric is better."""
+        return self.metric in LOWER_IS_BETTER
 
     def group(self, kind: str, stage: str) -> Group | None:
         return next((group for group in self.groups if (group.kind, group.stage) == (kind, stage)), None)
@@ -312,12 +317,14 @@ def _unusual(case: Case, peers: Sequence[Case]) -> dict[str, str]:
 def search_name(settings: Mapping[str, Any], tickets: Sequence[TicketRow] = ()) -> str:
     """As in "s-prune, heads only" and "one-shot magnitude, 50 %"; without settings by what the tickets remove."""
     method = settings.get("method")
+    share = "" if settings.get("sparsity") is None else f"{100 * float(settings['sparsity']):.3g} %"
     if method == "s-prune":
         procedure = str(settings.get("procedure", "joint"))
-        share = "" if settings.get("sparsity") is None else f" to {100 * float(settings['sparsity']):.3g} %"
-        return PROCEDURES.get(procedure, f"s-prune, {procedure}") + share
+        return PROCEDURES.get(procedure, f"s-prune, {procedure}") + (f" to {share}" if share else "")
     if method == "one-shot":
-        return f"one-shot {settings.get('criterion', '')}, {100 * float(settings.get('sparsity', 0)):.3g} %"
+        return f"one-shot {settings.get('criterion', '')}, {share}"
+    if method == "learned":
+        return f"learned, {share}"
     if method is not None:
         criterion = settings.get("criterion", "magnitude")
         return str(method) if criterion == "magnitude" else f"{method} by {criterion}"

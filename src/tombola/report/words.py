@@ -173,10 +173,11 @@ def _split_warnings(split: Split) -> Iterator[str]:
     below = [
         (group, seeds)
         for group in split.groups
-        if (seeds := [seed for seed, value in group.by_seed.items() if value <= majority[seed]])
+        if (seeds := [s for s, value in group.by_seed.items() if (value >= majority[s] if split.falls else value <= majority[s])])
     ]
     if below:
-        yield f"{title}: at or below the majority line of {number(split.majority)}: {_at_the_line(split, below, len(majority))}."
+        where = f"at or {'above' if split.falls else 'below'} the majority line of {number(split.majority)}"
+        yield f"{title}: {where}: {_at_the_line(split, below, len(majority))}."
 
 
 def _at_the_line(split: Split, below: Sequence[tuple[Group, list[int]]], n_seeds: int) -> str:

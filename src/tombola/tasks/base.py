@@ -22,6 +22,7 @@ Answer = int | float | None
 CLASS_METRICS = ("accuracy", "f1", "f1_of_0", "f1_weighted", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman", "mean_pearson_spearman")
 TOKEN_METRICS = ("log_likelihood", "perplexity")
+LOWER_IS_BETTER = ("perplexity",)
 REPLY_METRICS = ("exact_match", "log_likelihood", "perplexity")  # of how a text goes on: the likeliest tokens are its own
 MASKED_METRICS = ("masked_accuracy", "log_likelihood")  # of hidden tokens
 SPAN_METRICS = ("answer_f1", "exact_match")  # of answers as text, by the official normalisation of SQuAD
