@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from conftest import Run, sentiment, tiny_model
-from tombola import train as training
+from tombola import order
 from tombola.errors import SearchError, SettingsError, TombolaError
 from tombola.held import HeldValues
 from tombola.levels import Levels
@@ -409,8 +409,8 @@ def test_a_stretch_sees_the_rows_and_the_rates_of_its_place_in_the_run(
 ) -> None:
     rows, how = sentiment(tiny_folder, 50, 1), TrainSettings(learning_rate=1e-3, epochs=3, batch_size=16)
     seen: list[list[int]] = []
-    real = training.collate
-    monkeypatch.setattr(training, "collate", lambda e, numbers, **k: (seen.append(list(numbers)), real(e, numbers, **k))[1])
+    real = order.collate
+    monkeypatch.setattr(order, "collate", lambda e, numbers, **k: (seen.append(list(numbers)), real(e, numbers, **k))[1])
     rates: list[float] = []
     real_step = torch.optim.AdamW.step
 

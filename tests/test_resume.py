@@ -257,11 +257,11 @@ def test_a_save_is_due_when_the_seconds_have_passed(tmp_path: Path, start: Any, 
 
 
 def test_rows_already_trained_on_are_not_read_again(half: Path, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tombola import train
+    from tombola import order
 
-    real, read = train.collate, []
+    real, read = order.collate, []
     monkeypatch.setattr(
-        train, "collate", lambda rows, numbers, **more: (read.append(len(numbers)), real(rows, numbers, **more))[1]
+        order, "collate", lambda rows, numbers, **more: (read.append(len(numbers)), real(rows, numbers, **more))[1]
     )
     resumed(half, start)
     assert len(read) == 6
