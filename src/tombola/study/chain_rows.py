@@ -184,9 +184,8 @@ def cost_of(cells: Iterable[Cell], folder: Folder) -> tuple[int, float]:
 
 def _levels(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> list[LevelRow]:
     """Of a round the level that it trains; of the first one the dense model."""
-    level, before = cell.settings["round"]["level"], cell.inputs.get("ticket")
     of, below = cell, list(cell.needed())
-    if level == 0:
+    if cell.settings["round"]["level"] == 0:
         dense = cell.inputs["dense"]
         assert isinstance(dense, Cell)
         of, below = dense, [dense]
@@ -194,63 +193,57 @@ def _levels(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Map
     report, selection = (None if place is None else score_in(place, role) for role in ("report", "selection"))
     if report is None or selection is None:
         return []
-    steps, flops = cost_of(below, folder)
     assert place is not None
-    return [
-        LevelRow(
-            cell=of.key,
-            model=str(cell.settings["model"]["name"]),
-            task=name(cell),
-            seed=cell.settings["seeds"]["run"],
-            chain=labels[cell.key],
-            rewind=cell.settings["search"]["rewind"],
-            level=level,
-            sparsity=before.settings["cuts"]["to"] if isinstance(before, Cell) else 0.0,
-            ticket=before.key if isinstance(before, Cell) else "",
-            metric=report.metric,
-            value=report.value,
-            n=report.n,
-            majority=report.majority,
-            selection=selection.value,
-            selection_rows=selection.n,
-            steps=steps,
-            flops=flops,
-        )
-    ]
+    return [_level_row(cell, of, name(cell), labels, report, selection, cost_of(below, folder))]
+
+
+def _level_row(
+    cell: Cell,
+    scored: Cell,
+    task: str,
+    labels: Mapping[str, str],
+    report: Scored,
+    selection: Scored,
+    cost: tuple[int, float],
+    body_of: tuple[str, ...] = (),
+) -> LevelRow:
+    """The row of the level that a round trains. scored: whose scores they are, of level 0 the dense model."""
+    before = cell.inputs.get("ticket")
+    return LevelRow(
+        cell=scored.key,
+        model=str(cell.settings["model"]["name"]),
+        task=task,
+        seed=cell.settings["seeds"]["run"],
+        chain=labels[cell.key],
+        rewind=cell.settings["search"]["rewind"],
+        level=cell.settings["round"]["level"],
+        sparsity=before.settings["cuts"]["to"] if isinstance(before, Cell) else 0.0,
+        ticket=before.key if isinstance(before, Cell) else "",
+        metric=report.metric,
+        value=report.value,
+        n=report.n,
+        majority=report.majority,
+        selection=selection.value,
+        selection_rows=selection.n,
+        steps=cost[0],
+        flops=cost[1],
+        body_of=body_of,
+    )
 
 
 def _joint_levels(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> Iterable[LevelRow]:
     """Of a round over several tasks the level that it trains, a row a task. Steps and FLOPs are those of all tasks together."""
     from tombola.study.steps.joint import alone
 
-    place, before = folder(cell), cell.inputs.get("ticket")
+    place = folder(cell)
     if place is None:
         return
     tasks = tuple(name(one) for one in alone(cell))
-    steps, flops = cost_of((one for one in cell.needed() if one.step in JOINT), folder)
+    cost = cost_of((one for one in cell.needed() if one.step in JOINT), folder)
     for i, task in enumerate(tasks):
         report, selection = (score_in(place / f"task-{i}", role) for role in ("report", "selection"))
         assert report is not None and selection is not None
-        yield LevelRow(
-            cell=cell.key,
-            model=str(cell.settings["model"]["name"]),
-            task=task,
-            seed=cell.settings["seeds"]["run"],
-            chain=labels[cell.key],
-            rewind=cell.settings["search"]["rewind"],
-            level=cell.settings["round"]["level"],
-            sparsity=before.settings["cuts"]["to"] if isinstance(before, Cell) else 0.0,
-            ticket=before.key if isinstance(before, Cell) else "",
-            metric=report.metric,
-            value=report.value,
-            n=report.n,
-            majority=report.majority,
-            selection=selection.value,
-            selection_rows=selection.n,
-            steps=steps,
-            flops=flops,
-            body_of=tasks,
-        )
+        yield _level_row(cell, cell, task, labels, report, selection, cost, tasks)
 
 
 def _trained(cell: Cell, folder: Folder, name: Callable[[Cell], str], labels: Mapping[str, str]) -> TrainedRow | None:
