@@ -25,13 +25,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return open_lab(tmp_path_factory.mktemp("liu") / "store")
 
 
-def planned(lab: Lab, folder: Path, experiment: str, task: str = TASK, seeds: tuple[int, ...] = (0,), **options: Any) -> Plan:
+def planned(
+    lab: Lab, folder: Path, experiment: str, task: str = TASK, seeds: tuple[int, ...] = (0,),
+    ladder: str | None = None, preset: str = "corrected", **options: Any,
+) -> Plan:  # fmt: skip
     settings = {
         name: value for name, value in FAST.items() if experiment != "robust-imp" or not name.startswith(("mask", "choice"))
     }
     said = Study(
         name="liu", model=(str(folder),), tasks=(task,), seeds=seeds, experiments=(experiment,), settings=settings,
-        options={experiment: options},
+        options={experiment: options}, preset=preset, ladder=ladder,
     )  # fmt: skip
     return plan_study(lab, said)
 
@@ -208,11 +211,18 @@ def test_non_entailment_of_an_oracle_may_be_either_class(tmp_path: Path, lab: La
         assert classes == ((1, 2) if hans and label == 2 else (label,)), "neutral or contradiction"
     assert {len(one) for one in several} == {1, 2}
     assert may_stand_for(data.task, data.report) is None
-    plans = [of(planned(lab, tiny_folder, "oracles", sparsities=(0.5,), hans_train_label=name), "search") for name in CHOICES]
-    assert [one.settings["search"]["mask_loss"] for plan in plans for one in plan] == ["ce", "ce", "marginal", "marginal"]
 
+    def losses(task: str, in_folder: Lab, **options: Any) -> list[str]:
+        plan = planned(in_folder, tiny_folder, "oracles", task, sparsities=(0.5,), **options)
+        return [one.settings["search"]["mask_loss"] for one in of(plan, "search")]
 
-CHOICES = ("contradiction", "marginal")
+    both, here = ("contradiction", "marginal"), open_lab(tmp_path / "store", tmp_path)
+    assert [losses(TASK, lab, hans_train_label=name) for name in both] == [["ce"] * 2, ["marginal"] * 2]
+    assert losses(TASK, lab) == ["ce"] * 2, "its challenge has the classes of the task: nothing to merge"
+    for preset, loss in (("released", "ce"), ("paper", "ce"), ("corrected", "marginal")):
+        assert losses("mnli-hans", here, preset=preset) == [loss] * 2, preset
+    rungs = losses("mnli-hans", here, ladder="released:corrected", pipelines=("c",))
+    assert rungs.count("marginal") == 2, "a rung of its own, and the last"
 
 
 def facts(n: int, classes: int, name: str) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tombola.search.structured import s_prune
 from tombola.search.supers import SuperSettings
 from tombola.study.jobs import find, open_lab
 from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.liu2022 import OracleOptions
 from tombola.study.presets import DEFAULT, NAMES, OPTIONS, ladder, preset_values
 from tombola.study.runs import implied, plan_find
 from tombola.study.settings import Settings, groups_of, options_of, resolve
@@ -85,6 +86,7 @@ PAPER: dict[str, tuple[Any, Any, Any]] = {
     "mask_learning_rate": (5e-5, 5e-5, None),
     "bias_predictions": ("any", "in_sample", "out_of_fold"),
     "reweight_normalisation": ("none", "batch_weight_sum", "batch_weight_sum"),
+    "hans_train_label": ("any", "contradiction", "marginal"),
 }
 # Of the same list, and no settings of cells: how figures and tables read what is stored.
 LATER = {
@@ -114,7 +116,9 @@ def test_no_setting_of_the_list_is_without_its_row() -> None:
     every = {name for method in METHODS for name in options_of(method)}
     assert every & LATER == set()
     others = {field.name for kind in (SuperSettings, AttentionSettings) for field in fields(kind)}
-    assert OPTIONS.keys() <= every | others, "and every row is a setting of some method, of super-survivors or of maps"
+    assert OPTIONS.keys() <= every | others | OracleOptions.model_fields.keys(), (
+        "and every row is a setting of some method, of super-survivors, maps or oracles"
+    )
     own = {field.name: field.default for field in fields(AttentionSettings)}
     assert {name: own[name] for name in OPTIONS.keys() & own} == preset_values("corrected", set(own))
 

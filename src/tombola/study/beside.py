@@ -6,15 +6,14 @@ One function (context, options) → cells and one row of `EXPERIMENTS` each, as 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Len
 from pydantic import StrictBool, StrictInt
 
 from tombola.errors import SettingsError, TombolaError
 from tombola.study.cells import Cell, Given
-from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only
-from tombola.study.presets import Rung, preset_values
+from tombola.study.context import SEARCHED, SEED_NAMES, Context, Experiment, Nothing, found, methods_of, only, own_options
 from tombola.study.runs import plan_controls, plan_retrain, shared_settings, step_cell
 from tombola.study.steps.attention import (
     AttentionSettings,
@@ -227,12 +226,6 @@ def is_among(context: Context, tasks: Collection[str] | None) -> bool:
     """Whether an experiment that is asked for on these tasks alone is asked for on this one, whatever splits it is read from."""
     name = context.task if isinstance(context.task, str) else context.task.name
     return tasks is None or name.partition(":")[0] in tasks
-
-
-def own_options(rung: Rung, names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that are no settings of a search: as given, else as the rung changes them, else the preset's."""
-    changed = {option: value for option, value in rung.values.items() if option in names}
-    return preset_values(rung.preset, set(names)) | changed | dict(given)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tombola.study.cells import Cell, Lab
-from tombola.study.presets import Rung
+from tombola.study.presets import Rung, preset_values
 from tombola.study.runs import Found, implied, plan_find
 from tombola.study.settings import Settings, options_of, resolve
 from tombola.tasks import Task
@@ -54,6 +54,12 @@ class Context:
     def find(self, settings: Settings, design: str | None = None) -> list[Found]:
         """The cells of a find, one `Found` for each seed; `design` as of `plan_find`."""
         return plan_find(self.lab, self.model, self.task, settings, self.seeds, design=design)
+
+
+def own_options(rung: Rung, names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are no settings of a search: as given, else as the rung changes them, else the preset's."""
+    changed = {option: value for option, value in rung.values.items() if option in names}
+    return preset_values(rung.preset, set(names)) | changed | dict(given)
 
 
 class Nothing(BaseModel):

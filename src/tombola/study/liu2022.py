@@ -12,7 +12,7 @@ scripts; not its seeds, of which its scripts have one. Of the list, row 12 (othe
 (planted marks) its tasks `syn-mnli` and `syn-qqp`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.losses import LossName
 from tombola.study.cells import Cell
 from tombola.study.chains import plan_chains
-from tombola.study.context import Context, Experiment, Nothing
+from tombola.study.context import Context, Experiment, Nothing, own_options
 from tombola.study.runs import Found, plan_find, plan_probe, plan_retrain
 from tombola.study.settings import Settings
 from tombola.tasks import TASKS, Grammar, Marked, bare_name, get_task
@@ -72,21 +72,17 @@ ORACLES: Mapping[str, str] = {
 _ANY_TIME: Mapping[str, Any] = {"loss": "ce", "choice_from": 0.0}
 
 
-def learned(
-    context: Context, own: Mapping[str, Any], *, learned_on: str | None = None, until: float = 1.0
-) -> list[tuple[Settings, list[Found]]]:
+def learned(context: Context, own: Mapping[str, Any], *, until: float = 1.0) -> list[tuple[Settings, list[Found]]]:
     """Masks learned under these settings of the experiment's own, a list of seeds for every preset or rung.
 
     Raises: SettingsError for a task without challenge rows.
     """
     _check_challenge(context)
-    return [
-        (
-            settings,
-            plan_find(context.lab, context.model, context.task, settings, context.seeds, learned_on=learned_on, until=until),
-        )
-        for settings in context.settings("learned", own)
-    ]
+    return [(settings, _learned_under(context, settings, None, until)) for settings in context.settings("learned", own)]
+
+
+def _learned_under(context: Context, settings: Settings, learned_on: str | None, until: float) -> list[Found]:
+    return plan_find(context.lab, context.model, context.task, settings, context.seeds, learned_on=learned_on, until=until)
 
 
 def _check_challenge(context: Context) -> None:
@@ -98,7 +94,7 @@ def _check_challenge(context: Context) -> None:
         )
 
 
-def _cells(planned: Sequence[tuple[Settings, list[Found]]]) -> list[Cell]:
+def _cells(planned: Iterable[tuple[Settings, list[Found]]]) -> list[Cell]:
     return [cell for _, found in planned for one in found for cell in one.cells]
 
 
@@ -188,7 +184,7 @@ class OracleOptions(Nothing):
     pipelines: Annotated[tuple[Literal["a", "b", "c"], ...], Len(1)] = ("a", "b", "c")
     sparsities: Sparsities = (0.2, 0.5, 0.7, 0.9)
     # what "non-entailment" is to a model of three classes: one of the others, or either
-    hans_train_label: Literal["contradiction", "marginal"] = "contradiction"
+    hans_train_label: Literal["contradiction", "marginal"] | None = None  # None: the preset's, where the question arises
 
 
 def oracles(context: Context, options: OracleOptions) -> list[Cell]:
@@ -197,18 +193,26 @@ def oracles(context: Context, options: OracleOptions) -> list[Cell]:
     Raises: SettingsError for a task whose challenge has no train rows.
     """
     cells: list[Cell] = []
-    rows = oracle_of(str(context.task))
+    rows, given = oracle_of(str(context.task)), options.hans_train_label
+    by_preset = {"hans_train_label"} if given is None and get_task(rows).merges else set[str]()
+
+    def masks(own: Mapping[str, Any], until: float = 1.0) -> Iterator[tuple[Settings, list[Found]]]:
+        for rung, settings in context.on_rungs("learned", {"loss": "ce", "mask_loss": "ce", **own}, by_preset):
+            said = own_options(rung, by_preset, {} if given is None else {"hans_train_label": given})
+            if said.get("hans_train_label") == "marginal":
+                settings = replace(settings, search=replace(settings.search, mask_loss="marginal"))
+            yield settings, _learned_under(context, settings, rows, until)
+
     for sparsity in options.sparsities:
-        mask_loss = "marginal" if options.hans_train_label == "marginal" else "ce"
-        own: dict[str, Any] = {"loss": "ce", "mask_loss": mask_loss, "sparsity": sparsity}
+        own: dict[str, Any] = {"sparsity": sparsity}
         if {"a", "b"} & set(options.pipelines):
-            for settings, found in learned(context, own, learned_on=rows):
+            for settings, found in masks(own):
                 for one in found:
                     cells += one.cells if "a" in options.pipelines else (one.search,)
                     if "b" in options.pipelines:
                         cells.append(plan_retrain(one.search, one.dense, settings.retrain))
         if "c" in options.pipelines:
-            cells += _cells(learned(context, {**own, **_ANY_TIME}, learned_on=rows, until=0.0))
+            cells += _cells(masks({**own, **_ANY_TIME}, until=0.0))
     return cells
 
 

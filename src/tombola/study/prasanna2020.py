@@ -17,9 +17,8 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.search.magnitude import CriterionName
 from tombola.search.supers import SuperSettings
 from tombola.study import beside
-from tombola.study.beside import own_options
 from tombola.study.cells import Cell
-from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, methods_of, only
+from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, methods_of, only, own_options
 from tombola.study.data import check_parts, task_of
 from tombola.study.lesions import ACTS, Cut
 from tombola.study.runs import Tested, plan_controls, plan_derived, plan_lesion, plan_retrain, plan_test, plan_train_mode

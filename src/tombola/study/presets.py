@@ -55,6 +55,7 @@ OPTIONS: Mapping[str, tuple[Any, Any, Any]] = {
     "score_init_draw": ("without_replacement", "with_replacement", "without_replacement"),
     "bias_predictions": ("in_sample", "in_sample", "out_of_fold"),
     "reweight_normalisation": ("none", "batch_weight_sum", "batch_weight_sum"),
+    "hans_train_label": ("contradiction", "contradiction", "marginal"),
     # Chen et al. 2020 and VITA-Group/BERT-Tickets at 4d8e035
     "imp_schedule": ("geometric", "linear", "linear"),
     "imp_last_level": (0.9, 1.0, 0.9),
