@@ -300,9 +300,14 @@ def test_marks_are_right_as_often_as_asked_and_always_wrong_in_the_challenge(dat
 def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) -> None:
     from tombola.report.build import render
     from tombola.study.results import collect
-    from tombola.study.robust_rows import halved, summaries
+    from tombola.study.robust_rows import as_long, dense_models, halved, summaries
 
-    options = {"pipeline-a": {"sparsities": (0.5,)}, "pipeline-b": {"sparsities": (0.5,)}, "pipeline-c": {"sparsities": (0.5,)}}
+    options: dict[str, dict[str, Any]] = {
+        "full-models": {"losses": ("ce",)},
+        "pipeline-a": {"sparsities": (0.5,)},
+        "pipeline-b": {"sparsities": (0.5,)},
+        "pipeline-c": {"sparsities": (0.5,)},
+    }
     keys: set[str] = set()
     for name, chosen in options.items():
         plan = planned(lab, tiny_folder, name, **chosen)
@@ -322,12 +327,23 @@ def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) 
     }
     by_arm = {(one.arm.pipeline, one.arm.mask_loss, one.arm.weight_loss): one for one in summaries(found.robust)}
     names = {"dense": ("full", "", "ce"), "a": ("a", "poe", "ce"), "b": ("b", "poe", "poe"), "c": ("c", "poe", "none")}
-    steps = {name: by_arm[key].steps for name, key in names.items()}
+    steps = {name: by_arm[key].steps for name, key in names.items() if name != "dense"}
+    steps["dense"] = dense_models(found.robust).popitem()[1].steps
     assert steps == {"dense": 20, "a": 20 + 10, "b": 20 + 10 + 20, "c": 10}, "all that a model stands on"
     row = next(one for one in found.robust if one.arm.pipeline == "a" and one.arm.mask_loss == "poe")
     assert row.gap == pytest.approx(row.scores["report"]["accuracy"] - row.scores["challenge"]["accuracy"])
     assert set(row.groups) == {name for name in row.groups if name.startswith("conflicting/")} and row.rows["challenge"] == 60
     assert {one.arm.pipeline for one in halved(found.robust)} == {"a", "b", "c"}
+    dense_steps = sorted(row.steps for row in found.robust if row.arm.pipeline == "full")
+    assert dense_steps == [20, 30], "and one that trains for as long as dense model and mask together"
+    beside = as_long(found.robust)
+    asked = {(row.arm.pipeline, row.arm.how): beside[row.cell].steps for row in found.robust if row.cell in beside}
+    assert asked == {("a", "learned"): 30, ("a", "magnitude"): 20, ("c", "learned"): 20}, "none is as long as b"
+    gaps = {steps: next(r.gap for r in found.robust if r.arm.pipeline == "full" and r.steps == steps) for steps in dense_steps}
+    for one in halved(found.robust):
+        if one.arm.pipeline == "a" and one.arm.mask_loss == "poe":
+            assert one.cut.value == (None if gaps[20] <= 0 else pytest.approx(1 - row.gap / gaps[20]))
+            assert one.cut_as_long.value == (None if gaps[30] <= 0 else pytest.approx(1 - row.gap / gaps[30]))
     page = render(found)
     assert "What is left of the shortcut?" in page and "Which challenge rows are lost?" in page and "product of experts" in page
     assert "When can mask training begin?" not in page, "nothing was asked of it"

@@ -13,7 +13,7 @@ from tombola.report.charts import Curve, Point
 from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import NONE, interval, number, of_seeds, spread
-from tombola.study.robust_rows import PIPELINES, Arm, RobustRow, Summary, halved, summaries, without
+from tombola.study.robust_rows import PIPELINES, Arm, RobustRow, Summary, dense_models, halved, summaries, without
 
 CSS: Mapping[str, str] = {"ce": "full", "poe": "good", "reweight": "weights", "conf-reg": "strict-bad"}  # loss → colour
 LOSSES: Mapping[str, str] = {
@@ -181,7 +181,7 @@ def _by_task(
     found = []
     for model, task in dict.fromkeys((row.arm.model, row.arm.task) for row in rows):
         here = [row for row in rows if (row.arm.model, row.arm.task) == (model, task)]
-        dense = [row for row in here if row.arm.pipeline == "full" and row.arm.weight_loss == "ce"]
+        dense = list(dense_models(here).values())
         drawn = []
         for pipeline, name in PIPELINES.items():
             mine = [row for row in here if row.arm.pipeline == pipeline and pipeline != "full" and _ordinary(row.arm)]
@@ -322,7 +322,9 @@ def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str
     mask += f", begun at {arm.begun_at:.0%}" if 0 < arm.begun_at < 1 else ""
     own = [one for one in arm.options.split(", ") if one and one not in common]
     mask += ", " + ", ".join(own) if own else ""
-    return PIPELINES[arm.pipeline], mask, LOSSES.get(arm.weight_loss, arm.weight_loss), f"{arm.sparsity:.0%}"
+    weights = LOSSES.get(arm.weight_loss, arm.weight_loss)
+    weights += f", {arm.epochs} epochs" if arm.pipeline == "full" else ""
+    return PIPELINES[arm.pipeline], mask, weights, f"{arm.sparsity:.0%}"
 
 
 def _table(every: Sequence[Summary], study: Study) -> Table:
@@ -379,7 +381,7 @@ def _verdicts(rows: Sequence[RobustRow], study: Study) -> Table:
     found, common = halved(rows), _common(rows)
     return Table(
         "Is the bias gap of the dense model cut by half, at no more than 5 % of its report score?",
-        ("Task", *_HEAD, "Gap cut by", "95 %", "Report kept", "Both hold", "Seeds"),
+        ("Task", *_HEAD, "Gap cut by", "95 %", "Report kept", "Both hold", "Cut, of dense as long", "95 %", "Seeds"),
         tuple(
             (
                 _title(study, one.arm),
@@ -388,12 +390,15 @@ def _verdicts(rows: Sequence[RobustRow], study: Study) -> Table:
                 interval(one.cut),
                 spread(one.kept, 2),
                 "yes" if one.holds else "no",
+                spread(one.cut_as_long, 2),
+                interval(one.cut_as_long),
                 str(one.seeds),
             )
             for one in found
         ),
         "By the means over seeds. Cut by: share of the gap that the dense model of the same seed has; 1 = no gap left, more = "
-        "reversed." + _told(common),
+        "reversed. Of dense as long: of the gap that a dense model has which trained for as many steps as dense model and mask "
+        "together (experiment full-models): what more training does by itself is not counted." + _told(common),
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in found),
     )

@@ -99,14 +99,35 @@ def _cells(planned: Iterable[tuple[Settings, list[Found]]]) -> list[Cell]:
 
 
 class FullOptions(Nothing):
-    """What dense models are trained against."""
+    """What dense models are trained against, and for how long."""
 
     losses: Losses = ("ce", "poe")
+    # beside each one that trains for as many epochs as a dense model and its mask together: what training alone would have done
+    as_long: StrictBool = True
 
 
 def full_models(context: Context, options: FullOptions) -> list[Cell]:
-    """Row 0a: dense models, one for each loss."""
-    return [one.dense for loss in options.losses for _, found in learned(context, {"loss": loss}) for one in found]
+    """Row 0a: dense models, one for each loss; ours: and one of each that has the training of its masks, too.
+
+    Raises: SettingsError where `as_long` meets a length in steps.
+    """
+    found = learned(context, {})
+    lengths: list[Mapping[str, Any]] = [{}]
+    if options.as_long:
+        if any(settings.train.steps is not None for settings, _ in found):
+            problem = TombolaError(
+                "full-models adds the epochs of masks to those of dense models", got="a setting steps",
+                expected="epochs", next="leave steps out, or set as_long = false in [options.full-models]",
+            )  # fmt: skip
+            raise SettingsError([problem])
+        lengths += [{"epochs": n} for n in sorted({one.train.epochs + one.search.mask_epochs for one, _ in found})]
+    return [
+        one.dense
+        for loss in options.losses
+        for length in lengths
+        for _, of_seeds in learned(context, {"loss": loss, **length})
+        for one in of_seeds
+    ]
 
 
 class PipelineOptions(Nothing):

@@ -270,7 +270,8 @@ class Summary:
     report: Estimate
     challenge: Estimate
     gap: Estimate  # report − challenge, within each seed
-    gap_of_dense: Estimate  # that of the dense models of the same seeds, trained with cross-entropy
+    gap_of_dense: Estimate  # that of the dense models of the same seeds, as `dense_models`
+    gap_as_long: Estimate  # that of dense models which had as many steps, as `as_long`
     kept: Estimate  # report score as a share of that model's
     calibration: Estimate  # on the report rows
     agreement: Estimate  # with the dense model, on the challenge rows
@@ -284,24 +285,46 @@ class Summary:
 
 def summaries(rows: Sequence[RobustRow]) -> list[Summary]:
     """One for each arm, in the order of pipelines, losses and sparsities."""
-    dense = _dense(rows)
+    dense, longer = dense_models(rows), as_long(rows)
     by_arm: dict[Arm, list[RobustRow]] = {}
     for row in rows:
         by_arm.setdefault(row.arm, []).append(row)
-    return [_summary(arm, by_arm[arm], dense) for arm in sorted(by_arm, key=_place)]
+    return [_summary(arm, by_arm[arm], dense, longer) for arm in sorted(by_arm, key=_place)]
 
 
-def _dense(rows: Iterable[RobustRow]) -> dict[tuple[str, str, str, int], RobustRow]:
-    """(model, task, run, seed) → the dense model trained with cross-entropy; of several numbers of epochs the most."""
-    mine = [row for row in rows if row.arm.pipeline == "full" and row.arm.weight_loss == "ce"]
-    return {_of(row): row for row in sorted(mine, key=lambda row: row.arm.epochs)}
+Run = tuple[str, str, str, int]  # (model, task, run, seed)
 
 
-def _of(row: RobustRow) -> tuple[str, str, str, int]:
+def dense_models(rows: Iterable[RobustRow]) -> dict[Run, RobustRow]:
+    """The dense model trained with cross-entropy of each run: of several numbers of epochs the one that masks of pipeline a
+    stand on, else the most."""
+    rows = list(rows)
+    stood_on = {(_of(row), row.arm.epochs) for row in rows if row.arm.pipeline == "a"}
+    order = sorted(_full(rows), key=lambda row: ((_of(row), row.arm.epochs) in stood_on, row.arm.epochs))
+    return {_of(row): row for row in order}
+
+
+def as_long(rows: Iterable[RobustRow]) -> dict[str, RobustRow]:
+    """Cell of a model with a mask → the dense model of its run, trained with cross-entropy, that had as many steps or, of those
+    that had more, the fewest. Beside it a gap is the mask's own doing: the rest is what more training does."""
+    rows = list(rows)
+    full: dict[Run, list[RobustRow]] = {}
+    for one in sorted(_full(rows), key=lambda row: row.steps):
+        full.setdefault(_of(one), []).append(one)
+    masked = (row for row in rows if row.arm.pipeline != "full")
+    found = {row.cell: next((one for one in full.get(_of(row), ()) if one.steps >= row.steps), None) for row in masked}
+    return {cell: one for cell, one in found.items() if one is not None}
+
+
+def _full(rows: Iterable[RobustRow]) -> list[RobustRow]:
+    return [row for row in rows if row.arm.pipeline == "full" and row.arm.weight_loss == "ce"]
+
+
+def _of(row: RobustRow) -> Run:
     return (row.arm.model, row.arm.task, row.arm.run, row.seed)
 
 
-def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, str, str, int], RobustRow]) -> Summary:
+def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[Run, RobustRow], longer: Mapping[str, RobustRow]) -> Summary:
     rows = sorted({row.seed: row for row in unsorted}.values(), key=lambda row: row.seed)
     full = [dense.get(_of(row)) for row in rows]
     there = [(row, one) for row, one in zip(rows, full, strict=True) if one is not None]
@@ -318,6 +341,7 @@ def _summary(arm: Arm, unsorted: Iterable[RobustRow], dense: Mapping[tuple[str, 
         challenge=over(next(iter(row.scores["challenge"].values())) for row in rows),
         gap=over(row.gap for row in rows),
         gap_of_dense=over(one.gap for _, one in there),
+        gap_as_long=over(longer[row.cell].gap for row in rows if row.cell in longer),
         kept=over(
             row.scores["report"][metric] / one.scores["report"][metric] for row, one in there if one.scores["report"][metric]
         ),
@@ -358,8 +382,9 @@ class Halved:
     arm: Arm
     seeds: int
     cut: Estimate  # share of the dense model's gap that is gone, within each seed
+    cut_as_long: Estimate  # the same of a dense model that had as many steps, as `as_long`
     kept: Estimate  # report score as a share of the dense model's
-    holds: bool
+    holds: bool  # of cut and kept
 
 
 def halved(rows: Sequence[RobustRow], *, cut: float = 0.5, kept: float = 0.95) -> list[Halved]:
@@ -367,16 +392,20 @@ def halved(rows: Sequence[RobustRow], *, cut: float = 0.5, kept: float = 0.95) -
 
     Seeds whose dense model has no gap say nothing, and are left out.
     """
-    found, dense = list[Halved](), _dense(rows)
+    found, dense, longer = list[Halved](), dense_models(rows), as_long(rows)
     for one in summaries(rows):
         if one.arm.pipeline == "full":
             continue
         mine = [row for row in rows if row.arm == one.arm]
-        shares = [1 - row.gap / dense[_of(row)].gap for row in mine if _of(row) in dense and dense[_of(row)].gap > 0]
-        share = stats.over_seeds(shares)
+        share = _cut((row.gap, dense[_of(row)].gap) for row in mine if _of(row) in dense)
+        share_as_long = _cut((row.gap, longer[row.cell].gap) for row in mine if row.cell in longer)
         holds = share.value is not None and one.kept.value is not None and share.value >= cut and one.kept.value >= kept
-        found.append(Halved(one.arm, len(shares), share, one.kept, holds))
+        found.append(Halved(one.arm, share.n_seeds, share, share_as_long, one.kept, holds))
     return found
+
+
+def _cut(gaps: Iterable[tuple[float, float]]) -> Estimate:
+    return stats.over_seeds([1 - mine / of_dense for mine, of_dense in gaps if of_dense > 0])
 
 
 def as_records(rows: Sequence[RobustRow]) -> list[dict[str, Any]]:
