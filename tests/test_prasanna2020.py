@@ -212,6 +212,8 @@ def loaded(lab: Lab, cell: Cell, data_folder: Path) -> tuple[Any, Any]:
 def test_lesions_are_those_of_the_list_in_their_places(lab: Lab, tiny_folder: Path) -> None:
     cells = by_step(cells_of(lab, tiny_folder, "redrawn", seeds=(0,)), "lesion")
     assert len(cells) == 1 + 9 * 3
+    elsewhere = by_step(cells_of(lab, tiny_folder, "redrawn", seeds=(0,), layers_of=["rte"]), "lesion")
+    assert {one.key for one in elsewhere} < {one.key for one in cells} and len(elsewhere) == 1 + 9, "all layers at once alone"
     chosen = [one for one in cells if one.settings["lesion"]["what"] in ("q+k+v", "words")]
     lab.run(chosen)
     said = [what for one in chosen for what in lesions(lab, one)]

@@ -17,6 +17,7 @@ from tombola.errors import SettingsError, TombolaError
 from tombola.search.magnitude import CriterionName
 from tombola.search.supers import SuperSettings
 from tombola.study import beside
+from tombola.study.beside import is_among
 from tombola.study.cells import Cell
 from tombola.study.context import SEARCHED, Context, Experiment, Nothing, found, methods_of, only, own_options
 from tombola.study.data import check_parts, task_of
@@ -180,6 +181,7 @@ class LesionOptions(Nothing):
 
     what: Annotated[tuple[str, ...], Len(1)] | None = None  # as `Cut.what`; None: all of the list
     where: Annotated[tuple[Literal["all", "each", "pairs"], ...], Len(1)] = ("all", "each", "pairs")
+    layers_of: tuple[str, ...] | None = None  # tasks where single layers and pairs are cut, too; None: every task
     draws: Annotated[StrictInt, Ge(1)] = 1  # of lesions that draw
 
 
@@ -209,10 +211,12 @@ def _lesions(name: str) -> Callable[[Context, LesionOptions], list[Cell]]:
     def cells(context: Context, options: LesionOptions) -> list[Cell]:
         cuts = [one for one in CUTS[name] if one.where in options.where and one.what in (options.what or [one.what])]
         absent = set(options.what or ()) - {one.what for one in CUTS[name]}
-        if absent or not cuts:
+        if absent or not cuts:  # of the list, not of this task
             got = ", ".join(sorted(absent)) or ", ".join(options.where)
             expected = "; ".join(dict.fromkeys(f"{one.what} ({one.where})" for one in CUTS[name]))
             raise SettingsError([TombolaError(f"{name} has no such lesions", got=got, expected=expected)])
+        if not is_among(context, options.layers_of):
+            cuts = [one for one in cuts if one.where == "all"]
         planned: list[Cell] = []
         for _, one in found("s-prune", context):
             of_heads = [ACTS[cut.act].of_heads for cut in cuts]
