@@ -346,7 +346,9 @@ def test_results_become_a_folder_that_says_how_they_came_to_be(study: Results, t
         study, provenance={**study.provenance, "store": str(tmp_path / "secret" / "store-of-mine")}, warnings=("beware",)
     )
     out = tmp_path / "published"
-    text = write_results(here, out, title="Title", ran=["tombola find a b"], hardware="two cores").read_text()
+    told = {"notes": "1. A line of ours.\n", "ran": ["tombola find a b"], "hardware": "two cores"}
+    text = write_results(here, out, title="Title", **told).read_text()
+    assert text.index("1. A line of ours.") < text.index("## What was found"), "what is made of it before the numbers"
     assert {one.name for one in out.iterdir()} == {"README.md", "page.html", "tables", "figures"}
     assert len(list((out / "figures").glob("*.svg"))) > 50 and len(list((out / "tables").glob("*.md"))) > 20
     for said in (
@@ -364,6 +366,20 @@ def test_results_become_a_folder_that_says_how_they_came_to_be(study: Results, t
     taken.write_text("")
     with pytest.raises(StoreError, match="many files"):
         write_results(here, taken, title="")
+
+
+def test_options_that_do_not_go_together_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    from tombola.cli.look import Written
+    from tombola.errors import TombolaError
+
+    for options, said in (
+        (Written(results=tmp_path, tables=tmp_path, figures=tmp_path), "--results and --tables and --figures"),
+        (Written(ran=["x"], notes=tmp_path, hardware="y"), "--notes and --ran and --hardware"),
+        (Written(results=tmp_path, notes=tmp_path / "none.md"), "there are no such notes"),
+    ):
+        with pytest.raises(TombolaError, match=said):
+            options.check()
+    Written(results=tmp_path, ran=["x"]).check()
 
 
 def test_colours_of_files_are_those_of_the_light_page() -> None:

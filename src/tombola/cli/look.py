@@ -1,5 +1,6 @@
 """What changes nothing and is only looked at: doctor, inspect, report."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,14 +8,9 @@ import typer
 
 from tombola.cli.options import (
     STORE,
-    FiguresOption,
-    HardwareOption,
     JsonOption,
     LayoutOption,
-    RanOption,
-    ResultsOption,
     StoreOption,
-    TablesOption,
     make_lab,
     quiet,
 )
@@ -26,6 +22,48 @@ if TYPE_CHECKING:
 
     from tombola.report.layout import Section
     from tombola.study.results import Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What is written beside a page, or the folder to publish in its place."""
+
+    tables: Annotated[Path | None, typer.Option(help="Also write each table there: Markdown, LaTeX, CSV.")] = None
+    figures: Annotated[Path | None, typer.Option(help="Also write each figure there, as SVG.")] = None
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Write a folder to publish instead: page, tables, figures, and a README with commands and hours."),
+    ] = None
+    notes: Annotated[Path | None, typer.Option(help="Markdown to stand first in that README: what you make of it.")] = None
+    ran: Annotated[list[str] | None, typer.Option(help="A command that computed cells, for that README; repeatable.")] = None
+    hardware: Annotated[str, typer.Option(help="The machine in words, for that README.")] = ""
+
+    def check(self) -> None:
+        """Raises: TombolaError for options that --results leaves nothing to do for, or that want it; notes that are not there."""
+        of_page = [f"--{name}" for name in ("tables", "figures") if getattr(self, name) is not None]
+        of_readme = [f"--{name}" for name in ("notes", "ran", "hardware") if getattr(self, name)]
+        if self.results is not None and of_page:
+            got = f"--results and {' and '.join(of_page)}"
+            raise TombolaError("a folder of results has its tables and figures in it", got=got, expected="--results alone")
+        if self.results is None and of_readme:
+            got = " and ".join(of_readme)
+            raise TombolaError("these stand in the README of --results", got=got, next="give --results FOLDER too")
+        if self.notes is not None and not self.notes.is_file():
+            raise TombolaError("there are no such notes", got=str(self.notes), expected="a Markdown file")
+
+    def write(self, found: "Results", page: Path, title: str) -> Path:
+        """The folder or the page it wrote, complete. Raises: TombolaError if it cannot."""
+        from tombola.report.folder import write_results
+
+        if self.results is None:
+            return write_report(found, page, self.tables, self.figures)
+        notes = "" if self.notes is None else self.notes.read_text("utf-8")
+        try:
+            readme = write_results(found, self.results, title=title, notes=notes, ran=self.ran or (), hardware=self.hardware)
+        except OSError as error:
+            got = f"{error.strerror}: {error.filename}"
+            raise TombolaError(f"{self.results} cannot be written", got=got, next="name another place") from error
+        return readme.parent
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -81,23 +119,19 @@ def inspect(
 
 
 def report(
+    written: Written,
     folder: Annotated[Path | None, typer.Argument(help="Folder of results; the same as --store.", show_default=False)] = None,
     store: StoreOption = STORE,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the score table as Markdown instead.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print the score table as LaTeX instead.")] = False,
-    tables: TablesOption = None,
-    figures: FiguresOption = None,
-    whole: ResultsOption = None,
-    ran: RanOption = None,
-    hardware: HardwareOption = "",
 ) -> None:
     """Everything a store holds as one offline HTML page."""
     from tombola.report.build import latex_table, markdown_table
     from tombola.study.overlap import with_shared
     from tombola.study.results import collect
 
-    check_results(whole, tables, figures, ran, hardware)
+    written.check()
     if markdown and latex:
         raise TombolaError("a table is printed in one form", got="--markdown and --latex", expected="one of them")
     if folder is not None and store not in (STORE, folder):
@@ -108,35 +142,8 @@ def report(
         print((markdown_table if markdown else latex_table)(results))
         return
     results = with_shared(lab.store, results)
-    if whole is not None:
-        title = f"Results of the store {lab.store.root.name}"
-        say(f"The results: {write_folder(results, whole, title, ran or (), hardware).resolve()}")
-        return
-    say(f"The page: {write_report(results, out, tables, figures).resolve()}")
-
-
-def check_results(
-    whole: Path | None, tables: Path | None, figures: Path | None, ran: "Sequence[str] | None", hardware: str
-) -> None:
-    """Raises: TombolaError for options that --results leaves nothing to do for, or that want it."""
-    files = [name for name, given in (("--tables", tables), ("--figures", figures)) if given is not None]
-    said = [name for name, given in (("--ran", ran), ("--hardware", hardware)) if given]
-    if whole is not None and files:
-        got = f"--results and {' and '.join(files)}"
-        raise TombolaError("a folder of results has its tables and figures in it", got=got, expected="--results alone")
-    if whole is None and said:
-        raise TombolaError("these stand in the README of --results", got=" and ".join(said), next="give --results FOLDER too")
-
-
-def write_folder(results: "Results", folder: Path, title: str, ran: "Sequence[str]" = (), hardware: str = "") -> Path:
-    """The folder it wrote, complete. Raises: TombolaError if it cannot."""
-    from tombola.report.folder import write_results
-
-    try:
-        return write_results(results, folder, title=title, ran=ran, hardware=hardware).parent
-    except OSError as error:
-        got = f"{error.strerror}: {error.filename}"
-        raise TombolaError(f"{folder} cannot be written", got=got, next="name another place") from error
+    place = written.write(results, out, f"Results of the store {lab.store.root.name}").resolve()
+    say(f"The {'page' if written.results is None else 'results'}: {place}")
 
 
 def write_report(

@@ -29,12 +29,6 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder with <task>/<split>.jsonl.gz; without it, the Hub is read.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-TablesOption = Annotated[Path | None, typer.Option("--tables", help="Also write each table there: Markdown, LaTeX, CSV.")]
-_FOLDER = "Write a folder to publish instead: page, tables, figures, and a README with commands and hours."
-ResultsOption = Annotated[Path | None, typer.Option("--results", help=_FOLDER)]
-RanOption = Annotated[list[str] | None, typer.Option("--ran", help="A command that computed cells, for that README; repeatable.")]
-HardwareOption = Annotated[str, typer.Option(help="The machine in words, for that README.")]
-FiguresOption = Annotated[Path | None, typer.Option("--figures", help="Also write each figure there, as SVG.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would run and about how long; compute nothing.")]
 SetOption = Annotated[
     list[str] | None,

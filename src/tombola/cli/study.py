@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tombola.cli.look import check_results, write_folder, write_report
+from tombola.cli.look import Written, write_report
 from tombola.cli.options import (
     STORE,
     BudgetOption,
     DataOption,
-    FiguresOption,
-    HardwareOption,
     JsonOption,
-    RanOption,
-    ResultsOption,
     StoreOption,
-    TablesOption,
     assignments,
     make_lab,
     quiet,
@@ -38,7 +33,9 @@ if TYPE_CHECKING:
     from tombola.study.engine import Tally
     from tombola.study.plan import Plan, Study
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A study file (TOML), or prasanna2020.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A study file (TOML), or prasanna2020, chen2020, liu2022.")
+]
 EnergyOption = Annotated[bool, typer.Option("--energy", help="Have codecarbon (an extra, offline) read what each cell takes.")]
 
 
@@ -252,12 +249,8 @@ def status(
 def report(
     name: NameArgument,
     which: Which,
+    written: Written,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("study.html"),
-    tables: TablesOption = None,
-    figures: FiguresOption = None,
-    whole: ResultsOption = None,
-    ran: RanOption = None,
-    hardware: HardwareOption = "",
 ) -> None:
     """One page of the study's finished cells, and of nothing else in the store. Says what is not there yet."""
     from dataclasses import replace
@@ -267,7 +260,7 @@ def report(
     from tombola.study.results import collect
     from tombola.study.stopping import by_reason, stopped
 
-    check_results(whole, tables, figures, ran, hardware)
+    written.check()
     lab, plan = which.planned(name, there=True)
     results = replace(with_shared(lab.store, collect(lab.store, plan.cells.keys())), command=_command(name, which))
     left_out = stopped(lab, plan.cells.values()) if plan.study.stop_lost_chains else {}
@@ -282,10 +275,7 @@ def report(
         unfinished = f"{absent} of the {len(plan.cells)} cells of study {plan.study.name} are not there: not all of it is here"
         results = replace(results, warnings=(unfinished, *results.warnings))
         say(unfinished)
-    if whole is not None:
-        print(write_folder(results, whole, f"{plan.study.name}: {plan.study.about}", ran or (), hardware).resolve())
-        return
-    print(write_report(results, out, tables, figures).resolve())
+    print(written.write(results, out, f"{plan.study.name}: {plan.study.about}").resolve())
 
 
 def compare(

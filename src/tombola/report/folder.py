@@ -15,10 +15,13 @@ from tombola.study.results import Results
 PAGE, TABLES, FIGURES, README = "page.html", "tables", "figures", "README.md"
 
 
-def write_results(results: Results, folder: Path, *, title: str, ran: Sequence[str] = (), hardware: str = "") -> Path:
+def write_results(
+    results: Results, folder: Path, *, title: str, notes: str = "", ran: Sequence[str] = (), hardware: str = ""
+) -> Path:
     """The README it wrote, last of all, with page.html, tables/ and figures/ beside it. Names no path of this machine.
 
-    ran: what computed the cells, where no study did; hardware: in words, of what cells do not say themselves.
+    notes: Markdown, what somebody makes of it, to stand before the numbers. ran: what computed the cells, where no study did.
+    hardware: in words, of what cells do not say themselves.
     Raises: StoreError if `folder` is a file.
     """
     if folder.is_file():
@@ -44,6 +47,7 @@ def write_results(results: Results, folder: Path, *, title: str, ran: Sequence[s
         f"[The page]({PAGE}) has all of it and needs no network: open it in a browser. Its tables stand in `{TABLES}` as "
         f"Markdown, LaTeX and CSV, its figures in `{FIGURES}` as SVG.",
         "",
+        *(("## Notes", "", notes.strip(), "") if notes.strip() else ()),
         "## What was found",
         "",
         overview,
