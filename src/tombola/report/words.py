@@ -38,8 +38,10 @@ def verdict(cases: Sequence[Case]) -> str:
 
 
 def _counted(cases: Sequence[Case], *, brief: bool = False) -> str:
-    """How many tasks have which outcome; and, of few, the scores behind it."""
+    """How many tasks, or searches on them, have which outcome; and, of few, the scores behind it."""
     compared = [(case.title, comparisons[0]) for case in cases if (comparisons := case.comparisons)]
+    several = len({case.task for case in cases if case.comparisons}) < len(compared)
+    of = f"{len(compared)}{GLUE}searches" if several else count(len(compared), "task")
     outcomes: Counter[str | None] = Counter(comparison.ahead for _, comparison in compared)
     words = {
         "good": "good tickets are ahead of random ones by more than chance in rows and seeds explains",
@@ -47,7 +49,7 @@ def _counted(cases: Sequence[Case], *, brief: bool = False) -> str:
         "neither": "the difference between good and random tickets is smaller than rows or seeds can show",
         None: "good and random tickets cannot be told apart, with one seed or none in common",
     }
-    said = [f"In {outcomes[ahead]} of {count(len(compared), 'task')} {text}." for ahead, text in words.items() if outcomes[ahead]]
+    said = [f"In {outcomes[ahead]} of {of} {text}." for ahead, text in words.items() if outcomes[ahead]]
     if len(compared) <= 3 and not brief:  # more are better read in the table
         said += [
             f"{title}, {it.stage}: good {number(it.good.score.value)}, random {number(it.random.score.value)} "
