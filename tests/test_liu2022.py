@@ -346,4 +346,5 @@ def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) 
             assert one.cut_as_long.value == (None if gaps[30] <= 0 else pytest.approx(1 - row.gap / gaps[30]))
     page = render(found)
     assert "What is left of the shortcut?" in page and "Which challenge rows are lost?" in page and "product of experts" in page
+    assert "Masks learned on fine-tuned models that cut the bias gap by half or more" in page, "what it is about comes first"
     assert "When can mask training begin?" not in page, "nothing was asked of it"

@@ -114,10 +114,15 @@ def _line(rows: Sequence[LandscapeRow], name: str) -> list[Point]:
 
 def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """X3: scores on each heuristic of HANS, and on whatever groups another challenge set has."""
+    robust = {row.cell for row in study.results.robust}  # `about_robust` has the groups of their tasks
+    further = {row.task for row in study.results.subgroups if row.cell not in robust}
+    shown = {
+        row.task for row in study.results.subgroups if row.cell in robust and (row.kind != "full" or row.task not in further)
+    }
     unique = {
         (row.cell, row.kind, row.stage, row.seed, row.draw, row.split, row.group, row.metric): row
         for row in study.results.subgroups
-        if row.role != "selection"  # what a mask was chosen on says nothing of shortcuts
+        if row.role != "selection" and row.task not in shown  # what a mask was chosen on says nothing of shortcuts
     }
     groups: dict[tuple[str, str, str, str, str], list[SubgroupRow]] = {}
     for row in unique.values():
@@ -148,14 +153,16 @@ def subgroup_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     )
     drawn = []
     for task in titles:
+        several = len({key[1] for key in groups if key[0] == task}) > 1
         bars = [
             Bar(
-                f"{name}: {kind}, {stage}" if stage != "full" else f"{name}: full",
+                f"{split}, {name}: {said}" if several else f"{name}: {said}",
                 kind_css(kind),
                 per_seed((row.seed, row.value) for row in mine),
-                f"{name}, {kind}, {stage}",
+                f"{split}, {name}, {kind}, {stage}",
             )
-            for (one, _, name, kind, stage), mine in groups.items()
+            for (one, split, name, kind, stage), mine in groups.items()
+            for said in ["full" if stage == "full" else f"{kind}, {stage}"]
             if one == task and kind in ("full", "good", "random", "bad")
         ]
         if bars and len(bars) <= 40:

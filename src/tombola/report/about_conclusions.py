@@ -56,6 +56,9 @@ def overview_table(study: Study) -> Table | None:
     )
 
 
+MANY_SEARCHES = 8  # are counted
+
+
 def claims_table(study: Study) -> Table | None:
     """Which conclusions hold, for how many tasks."""
     found = findings(study)
@@ -63,7 +66,12 @@ def claims_table(study: Study) -> Table | None:
         return None
     rows = []
     for name, of in found.items():
-        for search in dict.fromkeys(search for _, search in of):
+        searches = list(dict.fromkeys(search for _, search in of))
+        if len(searches) > MANY_SEARCHES:
+            counts = tally(list(of.values()))
+            rows.append((CONCLUSIONS[name].about, f"{len(searches)} searches", *(str(n) if n else NONE for n in counts.values())))
+            continue
+        for search in searches:
             mine = {task: finding for (task, one), finding in of.items() if one == search}
             counts = tally(list(mine.values()))
             rows.append((CONCLUSIONS[name].about, search or NONE, *(_tasks(mine, outcome) for outcome in counts)))
@@ -73,7 +81,7 @@ def claims_table(study: Study) -> Table | None:
         tuple(rows),
         "Holds: both 95 % intervals, over seeds and (of accuracy) over rows, lie on the claim’s side; fails: on the other; "
         "undecided: neither, or too few seeds. “Good or random?” is decided in the same way. "
-        "Of seeds that agree: p of the agreement, given sizes.",
+        "Of seeds that agree: p of the agreement, given sizes. Of many searches: numbers of tasks and searches.",
         stubs=2,
     )
 

@@ -6,14 +6,15 @@ The sums are those of `tombola.study.robust_rows`.
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from tombola.report import charts
 from tombola.report.cases import Study
 from tombola.report.charts import Curve, Point
 from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
-from tombola.report.words import NONE, interval, number, of_seeds, spread
-from tombola.study.robust_rows import PIPELINES, Arm, RobustRow, Summary, dense_models, halved, summaries, without
+from tombola.report.words import NONE, interval, listed, number, of_seeds, spread
+from tombola.study.robust_rows import PIPELINES, Arm, Halved, RobustRow, Summary, dense_models, halved, summaries, without
 
 CSS: Mapping[str, str] = {"ce": "full", "poe": "good", "reweight": "weights", "conf-reg": "strict-bad"}  # loss → colour
 LOSSES: Mapping[str, str] = {
@@ -48,7 +49,7 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             lead,
             legend=_legend(rows),
             figures=_by_task(rows, _scores_of),
-            tables=(_table(every, study),),
+            **_placed(_table(every, study)),
             cells=_cells(rows),
         ),
         Part(
@@ -59,7 +60,7 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             "beside the share of the dense model’s report score that is kept.",
             legend=_legend(rows),
             figures=_by_task(rows, _gaps_of),
-            tables=(_verdicts(rows, study),),
+            **_placed(*_verdicts(halved(rows), study)),
             cells=_cells(rows),
             all_seeds=True,
         ),
@@ -77,6 +78,17 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             )
         )
     return tuple(parts)
+
+
+def robust_verdict(study: Study) -> str:
+    """Of the masks of fine-tuned models, by what they were learned against, how many halve the bias gap; "" of none."""
+    by_loss: dict[str, list[Halved]] = {}
+    for one in halved(study.results.robust):
+        if one.arm.how == "learned" and one.arm.pipeline == "a" and not one.arm.oracle and one.cut.value is not None:
+            by_loss.setdefault(one.arm.mask_loss, []).append(one)
+    said = [f"{sum(one.holds for one in of)} of {len(of)} against {LOSSES.get(loss, loss)}" for loss, of in by_loss.items()]
+    text = "Masks learned on fine-tuned models that cut the bias gap by half or more, at no more than 5 % of the report score:"
+    return f"{text} {listed(said)}." if said else ""
 
 
 def group_parts(anchor: str, study: Study) -> tuple[Part, ...]:
@@ -103,7 +115,7 @@ def group_parts(anchor: str, study: Study) -> tuple[Part, ...]:
         tasks=tuple(_of_filter(study, one.arm) for one in every),
     )
     part = Part(
-        f"{anchor}-groups", "Groups", "Which challenge rows are lost?", tables=(table,), cells=_cells(study.results.robust)
+        f"{anchor}-groups", "Groups", "Which challenge rows are lost?", **_placed(table), cells=_cells(study.results.robust)
     )
     return (part,)
 
@@ -302,6 +314,9 @@ def _loss_of(arm: Arm) -> str:
 # ----------------------------------------------------------------------------------------------------------------- tables
 
 _HEAD = ("Pipeline", "Mask against", "Weights against", "Sparsity")
+NAMES: Mapping[str, str] = {name: "dense" if name == "full" else name for name in PIPELINES}
+_PIPELINES = "Pipelines: " + "; ".join(said for name, said in PIPELINES.items() if name != "full") + "."
+LONG = 16  # lines: a longer table opens on demand
 
 
 def _common(rows: Sequence[RobustRow]) -> frozenset[str]:
@@ -324,7 +339,7 @@ def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str
     mask += ", " + ", ".join(own) if own else ""
     weights = LOSSES.get(arm.weight_loss, arm.weight_loss)
     weights += f", {arm.epochs} epochs" if arm.pipeline == "full" else ""
-    return PIPELINES[arm.pipeline], mask, weights, f"{arm.sparsity:.0%}"
+    return NAMES[arm.pipeline], mask, weights, NONE if arm.pipeline == "full" else f"{arm.sparsity:.0%}"
 
 
 def _table(every: Sequence[Summary], study: Study) -> Table:
@@ -363,11 +378,11 @@ def _table(every: Sequence[Summary], study: Study) -> Table:
             )
             for one in every
         ),
-        f"Report rows: {_sizes(n['report'])}; challenge rows: {_sizes(n['challenge'])}. Report kept: share of the dense model’s. "
-        "As dense: share of challenge rows answered as the dense model of the seed does (of pipeline c: the base with a drawn "
-        "head). Aligned − conflicting: score where the shortcut is right minus score where it is wrong, of report and challenge "
-        "rows together. Calibration error: on report rows, 15 bins. Steps and FLOPs: of all that the model stands on."
-        + _told(common),
+        f"{_PIPELINES} Report rows: {_sizes(n['report'])}; challenge rows: {_sizes(n['challenge'])}. "
+        "Report kept: share of the dense model’s. As dense: share of challenge rows answered as the dense model of the seed does "
+        "(of pipeline c: the base with a drawn head). Aligned − conflicting: score where the shortcut is right minus score "
+        "where it is wrong, of report and challenge rows together. Calibration error: on report rows, 15 bins. Steps and FLOPs: "
+        "of all that the model stands on." + _told(common),
         stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in every),
     )
@@ -377,31 +392,48 @@ def _sizes(found: Sequence[int]) -> str:
     return ", ".join(f"{n:,}" for n in found)
 
 
-def _verdicts(rows: Sequence[RobustRow], study: Study) -> Table:
-    found, common = halved(rows), _common(rows)
-    return Table(
-        "Is the bias gap of the dense model cut by half, at no more than 5 % of its report score?",
-        ("Task", *_HEAD, "Gap cut by", "95 %", "Report kept", "Both hold", "Cut, of dense as long", "95 %", "Seeds"),
-        tuple(
-            (
-                _title(study, one.arm),
-                *_said(one.arm, common),
-                spread(one.cut, 2),
-                interval(one.cut),
-                spread(one.kept, 2),
-                "yes" if one.holds else "no",
-                spread(one.cut_as_long, 2),
-                interval(one.cut_as_long),
-                str(one.seeds),
-            )
-            for one in found
-        ),
-        "By the means over seeds. Cut by: share of the gap that the dense model of the same seed has; 1 = no gap left, more = "
-        "reversed. Of dense as long: of the gap that a dense model has which trained for as many steps as dense model and mask "
-        "together (experiment full-models): what more training does by itself is not counted." + _told(common),
-        stubs=5,
-        tasks=tuple(_of_filter(study, one.arm) for one in found),
-    )
+def _verdicts(found: Sequence[Halved], study: Study) -> list[Table]:
+    """One table of the masks that do it, and one of the others."""
+    common = _common(study.results.robust)
+    tables = []
+    for holds, caption in (
+        (True, "These cut the bias gap of the dense model by half or more, at no more than 5 % of its report score"),
+        (False, "These do not"),
+    ):
+        mine = [one for one in found if one.holds == holds]
+        table = Table(
+            caption,
+            ("Task", *_HEAD, "Gap cut by", "95 %", "Report kept", "Cut, of dense as long", "95 %", "Seeds"),
+            tuple(
+                (
+                    _title(study, one.arm),
+                    *_said(one.arm, common),
+                    spread(one.cut, 2),
+                    interval(one.cut),
+                    spread(one.kept, 2),
+                    spread(one.cut_as_long, 2),
+                    interval(one.cut_as_long),
+                    str(one.seeds),
+                )
+                for one in mine
+            ),
+            "By the means over seeds. Cut by: share of the gap that the dense model of the same seed has; 1 = no gap left, more "
+            "= reversed. Of dense as long: of the gap that a dense model has which trained for as many steps as dense model and "
+            "mask together (experiment full-models): what more training does by itself is not counted." + _told(common),
+            stubs=5,
+            tasks=tuple(_of_filter(study, one.arm) for one in mine),
+        )
+        tables += [table] if mine else []
+    return tables
+
+
+def _placed(*tables: Table) -> dict[str, Any]:
+    """Fields of a part: short tables in sight, long ones on demand."""
+    return {
+        "tables": tuple(one for one in tables if len(one.rows) <= LONG),
+        "fold": "The numbers",
+        "folded": tuple(one for one in tables if len(one.rows) > LONG),
+    }
 
 
 def _title(study: Study, arm: Arm) -> str:

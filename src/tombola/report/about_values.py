@@ -62,7 +62,7 @@ def kept_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             anchor,
             "Surviving shares",
             "Do seeds keep as much of each part?",
-            "App. A of the paper. The maps are in the section of each task.",
+            "App. A of the paper. Maps are in the sections of tasks that have one.",
             fold="Every task and search",
             folded=(table,),
             experiment="m-prune",

@@ -138,7 +138,7 @@ def _page(study: Study, sections: Sequence[Section]) -> str:
         tasks=tasks if cases else (),
         seeds=study.seeds,
         command=results.command,
-        verdict=verdict(cases),
+        verdict=verdict_of(study),
         overview=overview_tables(study),
         glance=glance_table(cases) if len(cases) > 1 else None,
         warnings=_folded(warnings(results.warnings, cases)),
@@ -170,7 +170,8 @@ def _stands_alone(case: Case, study: Study) -> bool:
     if len(study.cases) <= MANY_CASES:
         return True
     levels = case.settings.get("method") == "imp" and bool(study.results.chains.levels)
-    shown_together = bool(case.family) or case.settings.get("method") == "one-shot" or levels
+    robust = case.settings.get("method") == "learned" and bool(study.results.robust)
+    shown_together = bool(case.family) or case.settings.get("method") == "one-shot" or levels or robust
     return bool(case.good) and not shown_together
 
 
@@ -190,6 +191,11 @@ def overview_tables(study: Study) -> list[Table]:
     """What stands above all parts: a line a task and search, and which claims hold."""
     found = (overview_table(study) if len(study.cases) > 1 else None, claims_table(study))
     return [table for table in found if table]
+
+
+def verdict_of(study: Study) -> str:
+    """What the page says first: of robustness, and of good against random tickets."""
+    return " ".join(said for said in (about_robust.robust_verdict(study), verdict(study.cases)) if said)
 
 
 def facts_of(study: Study) -> str:

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tombola.errors import StoreError
-from tombola.report.build import build_page, facts_of, overview_tables
+from tombola.report.build import build_page, facts_of, overview_tables, verdict_of
 from tombola.report.cases import study_of
 from tombola.report.export import markdown, write_whole
 from tombola.report.layout import Table
-from tombola.report.words import verdict
 from tombola.study.results import Results
 
 PAGE, TABLES, FIGURES, README = "page.html", "tables", "figures", "README.md"
@@ -42,7 +41,7 @@ def write_results(
         "",
         f"{facts_of(study)}.",
         "",
-        verdict(study.cases),
+        verdict_of(study),
         "",
         f"[The page]({PAGE}) has all of it and needs no network: open it in a browser. Its tables stand in `{TABLES}` as "
         f"Markdown, LaTeX and CSV, its figures in `{FIGURES}` as SVG.",
