@@ -746,3 +746,18 @@ def _agreement(draw: random.Random, rows: int, loss: float) -> Agreement:
     return Agreement(
         flips, rows, flips, 0, {"no": dense, "yes": rows - dense}, {"no": dense - moved, "yes": rows - dense + moved}
     )
+
+
+def test_what_many_cells_say_alike_is_told_once() -> None:
+    from tombola.report.words import told_once
+
+    said = (
+        *(f"rte (a=1), seed {seed}: the mask keeps nothing" for seed in (2, 10)), "rte (a=2), seed 2: the mask keeps nothing",
+        "cola, seed 0: the mask keeps nothing", "cola (a=1), seed 3: it is late", "nothing else",
+    )  # fmt: skip
+    assert told_once(said) == (
+        "rte (2 settings), seeds 2 and 10: the mask keeps nothing",
+        "cola, seed 0: the mask keeps nothing",
+        "cola (a=1), seed 3: it is late",
+        "nothing else",
+    )

@@ -84,7 +84,7 @@ def robust_verdict(study: Study) -> str:
     """Of the masks of fine-tuned models, by what they were learned against, how many halve the bias gap; "" of none."""
     by_loss: dict[str, list[Halved]] = {}
     for one in halved(study.results.robust):
-        if one.arm.how == "learned" and one.arm.pipeline == "a" and not one.arm.oracle and one.cut.value is not None:
+        if one.arm.how == "learned" and one.arm.pipeline == "a" and _plain(one.arm) and one.cut.value is not None:
             by_loss.setdefault(one.arm.mask_loss, []).append(one)
     said = [f"{sum(one.holds for one in of)} of {len(of)} against {LOSSES.get(loss, loss)}" for loss, of in by_loss.items()]
     text = "Masks learned on fine-tuned models that cut the bias gap by half or more, at no more than 5 % of the report score:"
@@ -212,6 +212,11 @@ def _by_task(
 def _ordinary(arm: Arm) -> bool:
     """Whether an arm is a point over sparsity, and not over start points or schedules."""
     return arm.schedule == "fixed" and arm.begun_at in (0.0, 1.0)
+
+
+def _plain(arm: Arm) -> bool:
+    """Whether it is one of the paper's own: of the whole fine-tuning, and no oracle."""
+    return _ordinary(arm) and not arm.oracle
 
 
 def _curves_of(rows: Sequence[RobustRow]) -> dict[Arm, list[RobustRow]]:

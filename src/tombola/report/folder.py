@@ -9,8 +9,10 @@ from tombola.report.build import build_page, facts_of, overview_tables, verdict_
 from tombola.report.cases import study_of
 from tombola.report.export import markdown, write_whole
 from tombola.report.layout import Table
+from tombola.report.words import told_once
 from tombola.study.results import Results
 
+MANY_DOUBTS = 24  # in the README
 PAGE, TABLES, FIGURES, README = "page.html", "tables", "figures", "README.md"
 
 
@@ -35,6 +37,7 @@ def write_results(
     commands = (
         "\n".join([results.command, *ran] if results.command else ran) or "(computed by commands that were not written down)"
     )
+    doubts = told_once(results.warnings)
     machine = [f"Hardware: {hardware}.", ""] if hardware else []
     text = [
         f"# {title}",
@@ -52,8 +55,9 @@ def write_results(
         overview,
         "## Before a number is quoted",
         "",
-        *(f"- {said}" for said in results.warnings),
-        "" if results.warnings else "The cells have no warnings.",
+        *(f"- {said}" for said in doubts[:MANY_DOUBTS]),
+        *([f"- and {len(doubts) - MANY_DOUBTS} more: the page has them all"] if len(doubts) > MANY_DOUBTS else ()),
+        "" if doubts else "The cells have no warnings.",
         "## Commands",
         "",
         f"```\n{commands}\n```",

@@ -5,6 +5,7 @@ Of this room it imports `cases` and `live`.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import and_
@@ -84,7 +85,7 @@ def case_verdict(case: Case) -> str:
 
 def warnings(said: Sequence[str], cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
     """Task or tasks → what is doubtful there: first what the cells said themselves, then what their rows show."""
-    everywhere = list(said)
+    everywhere = list(told_once(said))
     if len({shape for case in cases for shape in case.shapes}) > 1:
         sizes = listed([f"{case.title} has {shape_name(shape)}" for case in cases for shape in case.shapes])
         everywhere.append(f"Models of different sizes are on this page ({sizes}): compare scores and sizes within a task only.")
@@ -97,6 +98,23 @@ def warnings(said: Sequence[str], cases: Sequence[Case]) -> dict[str, tuple[str,
         heading = _where(where, cases) if len(cases) > 1 else ""
         found[heading] = (*found.get(heading, ()), text)
     return found
+
+
+def told_once(said: Sequence[str]) -> tuple[str, ...]:
+    """What cells say of themselves, "TASK (SETTINGS), seed N: …", once for all seeds and settings of a task that say the same."""
+    whose: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (task, what) → (settings, seed)
+    for text in said:
+        found = re.fullmatch(r"(.*?)( \(.*\))?, seed (\d+): (.*)", text, re.DOTALL)
+        task, settings, seed, what = found.groups("") if found else ("", "", "", text)
+        whose.setdefault((task, what), []).append((settings, seed))
+    told = []
+    for (task, what), runs in whose.items():
+        of, seeds = (list(dict.fromkeys(one)) for one in zip(*runs, strict=True))
+        where = of[0] if len(of) == 1 else f" ({len(of)} settings)"
+        told.append(
+            f"{task}{where}, seed{'s' if len(seeds) > 1 else ''} {listed(sorted(seeds, key=int))}: {what}" if task else what
+        )
+    return tuple(told)
 
 
 def _where(titles: Sequence[str], cases: Sequence[Case]) -> str:

@@ -117,7 +117,9 @@ def run_search(cell: Cell, lab: Lab, out: Path, progress: Progress) -> None:
     ticket.save_pretrained(out / "ticket")
     if found.tensors:
         save_file(dict(found.tensors), out / "steps.safetensors")
-    said = _doubts_of_search(found.full, found.floor_score) + _empty_mask(found.mask) + list(found.said)
+    trained = dense.settings["train"]["epochs"] > 0  # of a head as it was drawn nothing is expected
+    doubts = _doubts_of_search(found.full, found.floor_score) if trained else []
+    said = [*doubts, *_empty_mask(found.mask), *found.said]
     write_json(out / "result.json", {"warnings": said} | ({} if found.log is None else {"train": asdict(found.log)}))
 
 
