@@ -14,6 +14,7 @@ from tombola.report.charts import Curve, Point
 from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import NONE, interval, listed, number, of_seeds, spread
+from tombola.study.presets import DEFAULT
 from tombola.study.robust_rows import PIPELINES, Arm, Halved, RobustRow, Summary, dense_models, halved, summaries, without
 
 CSS: Mapping[str, str] = {"ce": "full", "poe": "good", "reweight": "weights", "conf-reg": "strict-bad"}  # loss → colour
@@ -82,10 +83,15 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 
 def robust_verdict(study: Study) -> str:
     """Of the masks of fine-tuned models, by what they were learned against, how many halve the bias gap; "" of none."""
+    mine = [
+        one for one in halved(study.results.robust) if one.arm.how == "learned" and one.arm.pipeline == "a" and _plain(one.arm)
+    ]
     by_loss: dict[str, list[Halved]] = {}
-    for one in halved(study.results.robust):
-        if one.arm.how == "learned" and one.arm.pipeline == "a" and _plain(one.arm) and one.cut.value is not None:
+    for one in mine:
+        if one.cut.value is not None:
             by_loss.setdefault(one.arm.mask_loss, []).append(one)
+    if mine and not by_loss:
+        return "The dense models have no bias gap here, or are not there: there is none to cut."
     said = [f"{sum(one.holds for one in of)} of {len(of)} against {LOSSES.get(loss, loss)}" for loss, of in by_loss.items()]
     text = "Masks learned on fine-tuned models that cut the bias gap by half or more, at no more than 5 % of the report score:"
     return f"{text} {listed(said)}." if said else ""
@@ -325,13 +331,17 @@ LONG = 16  # lines: a longer table opens on demand
 
 
 def _common(rows: Sequence[RobustRow]) -> frozenset[str]:
-    """Settings that every mask here was learned with: told once, below the table."""
+    """Settings that every mask here was learned with, and of bias-only models those that all of them share: told once, below."""
     every = [frozenset(row.arm.options.split(", ")) for row in rows if row.arm.how == "learned"]
-    return frozenset.intersection(*every) - {""} if every else frozenset()
+    of_bias = {
+        one for row in rows for one in row.arm.options.split(", ") if one.startswith(("bias_model", "bias_vec", "bias_pri"))
+    }
+    alike = {one for one in of_bias if sum(other.partition("=")[0] == one.partition("=")[0] for other in of_bias) == 1}
+    return (frozenset.intersection(*every) - {""} if every else frozenset()) | alike
 
 
 def _told(common: frozenset[str]) -> str:
-    return f" Every mask that is learned: {', '.join(sorted(common))}." if common else ""
+    return f" Throughout: {', '.join(sorted(common))}." if common else ""
 
 
 def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str, str]:
@@ -340,10 +350,11 @@ def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str
     mask += ", oracle" if arm.oracle else ""
     mask += f", {arm.schedule}" if arm.schedule != "fixed" else ""
     mask += f", begun at {arm.begun_at:.0%}" if 0 < arm.begun_at < 1 else ""
-    own = [one for one in arm.options.split(", ") if one and one not in common]
-    mask += ", " + ", ".join(own) if own else ""
     weights = LOSSES.get(arm.weight_loss, arm.weight_loss)
     weights += f", {arm.epochs} epochs" if arm.pipeline == "full" else ""
+    own = "".join(f", {one}" for one in arm.options.split(", ") if one and one not in common)
+    preset = f", {arm.preset}" if arm.preset not in ("", DEFAULT) else ""
+    mask, weights = (mask, weights + own) if arm.pipeline == "full" else (mask + preset + own, weights)
     return NAMES[arm.pipeline], mask, weights, NONE if arm.pipeline == "full" else f"{arm.sparsity:.0%}"
 
 

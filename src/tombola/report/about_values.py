@@ -121,7 +121,7 @@ def _values_table(title: str, rows: Sequence[tuple[Case, ValuesRow]], study: Stu
             (
                 case.task,
                 *((study.task_of(row.other) or row.other,) if apart else ()),
-                row.search,
+                case.label or row.search,
                 number(row.kept),
                 number(row.jaccard),
                 number(row.shared / row.n),
@@ -159,7 +159,7 @@ def _by_matrix(case: Case, rows: Sequence[ValuesRow]) -> Figure | None:
     }
     names = _shortest([name.replace(".dense", "") for name in found])
     svg = charts.matrix(names, tiles, label=f"Kappa by matrix, {case.title}", columns=[str(layer) for layer in layers])
-    return Figure(case.task, svg, f"kappa over seeds, {case.search}", natural=True, task=case.task)
+    return Figure(case.title, svg, f"kappa over seeds, {case.search}", natural=True, task=case.task)
 
 
 def _shortest(names: Sequence[str]) -> list[str]:

@@ -4,15 +4,18 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tombola import stats
 from tombola.canonical import fingerprint
-from tombola.search.learned import LearnedSettings
 from tombola.stats.estimate import Estimate
 from tombola.study.cells import Cell, read_json, read_rows
+from tombola.study.presets import DEFAULT
+from tombola.study.settings import resolve
+from tombola.study.variants import bias_of
 from tombola.tasks import bare_name
 
 PIPELINES: Mapping[str, str] = {
@@ -39,7 +42,7 @@ class Arm:
     schedule: str  # of the sparsity; "fixed" of most
     mask_epochs: int  # 0 where nothing was learned
     epochs: int  # of the weights, last; 0 of c
-    options: str  # other settings of the search that are not as declared, "name=value, …"
+    options: str  # other settings that are not as the preset has them (of dense models: as `corrected`), "name=value, …"
     run: str  # of rows and of all other settings of training: a fingerprint; arms of different ones are never compared
     preset: str
 
@@ -158,7 +161,8 @@ def _arm(cell: Cell) -> Arm | None:
     }
     if cell.step == "fine_tune":
         whole = settings["train"]["epochs"] > 0 and "stretch" not in settings
-        return Arm(**said, **nothing | {"pipeline": "full", "weight_loss": _loss(cell)}) if whole else None
+        own = {"pipeline": "full", "weight_loss": _loss(cell), "options": _options(cell, "learned", DEFAULT)}
+        return Arm(**said, **nothing | own) if whole else None
     if cell.step == "round":
         return _imp_arm(cell, said, nothing)
     if len(searches) != 1 or searches[0].settings["method"] not in ("learned", "one-shot"):
@@ -178,7 +182,7 @@ def _arm(cell: Cell) -> Arm | None:
         "schedule": options["schedule"] if learned else "fixed",
         "mask_epochs": options["mask_epochs"] if learned else 0,
         "preset": search.settings["preset"],
-        "options": _options(options) if learned else "",
+        "options": _options(cell, search.settings["method"], search.settings["preset"]),
     }
     if cell.step == "retrain":
         return Arm(**said, **found | {"pipeline": "b", "weight_loss": _loss(cell)})
@@ -186,19 +190,29 @@ def _arm(cell: Cell) -> Arm | None:
     return Arm(**said, **found | {"pipeline": "c" if at == 0 else "a", "weight_loss": "none" if at == 0 else _loss(dense)})
 
 
-NAMED = (
-    "sparsity",
-    "mask_loss",
-    "schedule",
-    "mask_epochs",
-    "choice_from",
-)  # settings that arms have fields for, or pipelines set
+# settings that arms have fields for, or pipelines set
+NAMED = ("sparsity", "mask_loss", "schedule", "mask_epochs", "choice_from")
 
 
-def _options(search: Mapping[str, Any]) -> str:
-    declared = {one.name: one.default for one in fields(LearnedSettings)}
-    differing = (name for name in sorted(search) if name not in NAMED and search[name] != declared.get(name))
-    return ", ".join(f"{name}={search[name]}" for name in differing)
+def _options(cell: Cell, method: str, preset: str) -> str:
+    """What the preset does not say: of the search, of a loss against a bias, and of the rows that presets choose."""
+    said: dict[str, Any] = {}
+    for one in cell.needed():
+        said |= bias_of(one) | {name: one.settings["data"][name] for name in _OF_ROWS if name in one.settings.get("data", {})}
+        said |= one.settings.get("search", {}) if method == "learned" else {}
+    declared = _declared(method, preset)
+    differing = (name for name in sorted(said) if name not in NAMED and said[name] != declared.get(name))
+    return ", ".join(f"{name}={said[name]}" for name in differing)
+
+
+_OF_ROWS = ("padding", "selection_split")
+
+
+@cache
+def _declared(method: str, preset: str) -> Mapping[str, Any]:
+    """Every setting of a method by its name, as a preset has it."""
+    groups = resolve({}, method=method, preset=preset).plain()
+    return {name: value for group in groups.values() for name, value in group.items()}
 
 
 def _run(cell: Cell) -> str:

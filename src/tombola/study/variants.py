@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola.study.derived import RULES
 from tombola.study.kinds import CONTROL_KINDS
+from tombola.study.presets import preset_values
 from tombola.tasks import bare_name
 
 if TYPE_CHECKING:
@@ -49,8 +50,15 @@ def variants_of(cells: "Mapping[str, Cell]") -> dict[str, dict[str, Variant]]:
         mine = [said for said in whole if one.items() <= said.items()] or [one]
         named[known] = {}
         for said in mine:
-            # a search to a floor has no sparsity that it could be named by
-            own = {name: str(said[name]) for name in differing if name in said and (name, said[name]) != ("sparsity", None)}
+            # a search to a floor has no sparsity that it could be named by, and what a preset says is said by its name
+            by_name = {"sparsity": None} | (
+                preset_values(str(said["preset"])) if "preset" in differing and "preset" in said else {}
+            )
+            own = {
+                name: str(said[name])
+                for name in differing
+                if name in said and (name not in by_name or by_name[name] != said[name])
+            }
             text = ", ".join(f"{name}={value}" for name, value in own.items())
             named[known].setdefault(f" ({text})" if text else "", Variant(str(said["task"]), said, own))
     return {key: named[repr(sorted(said.items()))] for key, said in settings.items()}
@@ -60,7 +68,7 @@ def flat_settings(cell: "Cell") -> dict[str, Any]:
     """Every setting of a cell and of those it stands on, but seeds, draws and kinds: what two runs must share to be averaged."""
     flat: dict[str, Any] = {}
     for one in cell.needed():
-        flat |= _unsaid(one)
+        flat |= _unsaid(one) | bias_of(one)
         for name in ("data", "train", "search", "retrain", "machine"):
             flat |= one.settings.get(name, {})
         if "control" in one.settings:  # what a kind of control sets itself is no variant of it
@@ -98,6 +106,12 @@ def flat_settings(cell: "Cell") -> dict[str, Any]:
     if elsewhere := _found_elsewhere(cell):
         flat["mask"] = elsewhere
     return {name: value for name, value in flat.items() if name not in ("rows", "counts", "source")}
+
+
+def bias_of(cell: "Cell") -> dict[str, Any]:
+    """What a cell says of a bias-only model and of the loss that uses it, by the names of settings; {} of most."""
+    said = {name if name == "bias_model" else f"bias_{name}": value for name, value in cell.settings.get("bias", {}).items()}
+    return said | {name: value for name, value in cell.settings.get("loss", {}).items() if name != "loss"}
 
 
 def _unsaid(cell: "Cell") -> dict[str, Any]:
