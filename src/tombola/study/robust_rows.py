@@ -15,8 +15,7 @@ from tombola.stats.estimate import Estimate
 from tombola.study.cells import Cell, read_json, read_rows
 from tombola.study.presets import DEFAULT
 from tombola.study.settings import resolve
-from tombola.study.variants import bias_of
-from tombola.tasks import bare_name
+from tombola.study.variants import bias_of, short_names
 
 PIPELINES: Mapping[str, str] = {
     "full": "dense models",
@@ -86,10 +85,15 @@ SIDES = ("aligned", "conflicting")  # as the groups of written and marked rows b
 
 
 def robust_rows(cells: Mapping[str, Cell], folders: Mapping[str, Path]) -> tuple[RobustRow, ...]:
-    """The rows of finished cells, by key, where any of them was learned or trained against a bias; else none."""
+    """The rows of finished cells, by key, where any of them was learned or trained against a bias; else none.
+
+    Tasks have their short names where these tell them apart.
+    """
     if not any(cell.settings.get("method") == "learned" or "loss" in cell.settings for cell in cells.values()):
         return ()
     found = [row for key in sorted(cells) if (row := robust_row(cells[key], folders[key], folders)) is not None]
+    names = short_names(row.arm.task for row in found)
+    found = [replace(row, arm=replace(row.arm, task=names[row.arm.task])) for row in found]
     return tuple(sorted(found, key=lambda row: (*_place(row.arm), row.seed)))
 
 
@@ -150,7 +154,7 @@ def _arm(cell: Cell) -> Arm | None:
     searches = [one for one in below if one.step == "search"]
     said: dict[str, Any] = {
         "model": settings["model"]["name"],
-        "task": bare_name(str(settings["data"]["task"])),
+        "task": str(settings["data"]["task"]),
         "epochs": settings["train"]["epochs"] if "train" in settings else 0,
         "run": _run(cell),
     }
