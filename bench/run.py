@@ -10,6 +10,7 @@
     ship        a shrunk model beside the dense one, and getting it
     ticket      memory that a ticket of a real decoder adds            import     the start of a process
     study       what a study takes beside what its cells compute       chain      nested masks on disk, memory of training them
+    mask-step   a step of mask training beside one that trains the same matrices, selection, switching masks
 
 A ratio is seconds a row over ours in the same round, as median and range over rounds; a line that is of something else
 says below what. Asserted are counts and equal results, never seconds: a target that is missed is said, and no error.
@@ -67,6 +68,10 @@ TARGETS: dict[str, dict[str, dict[str, AtLeast | AtMost]]] = {
     "held": {"sst2": {"cost": AtMost(1.03), "bytes/value": AtMost(1)}},
     "m-search": {"cola": {"published": AtLeast(5)}},
     "selection": {"cola": {"training step": AtLeast(10)}},  # so that selecting takes at most 10 % of it
+    "mask-step": {
+        task: {"step": AtMost(1.1), "selection": AtMost(0.1), "floats/score": AtMost(2), "switch": AtMost(1)}
+        for task in ("sst2", "mrpc")
+    },
     "weight": {"": {"bits/value": AtMost(1.02)}},
     "chain": {"": {"bits/value": AtMost(5), "nested": AtMost(4.05), "memory": AtMost(1)}},
     "ticket": {"": {"pack, save": AtMost(1.2), "load, tensors": AtMost(1.2), "load, process": AtMost(1.2)}},
@@ -143,6 +148,7 @@ def run(options: Options) -> dict[str, Any]:
     from chain import chain
     from decoder import ticket_memory
     from engine import study
+    from learned import mask_step
     from measure import Figure, Setup, Timed, prepare
     from shipping import ship
     from start_up import start_up
@@ -158,6 +164,7 @@ def run(options: Options) -> dict[str, Any]:
         "held": held,
         "m-search": m_search,
         "selection": selection,
+        "mask-step": mask_step,
         "weight": weight,
         "chain": chain,
         "ticket": ticket_memory,

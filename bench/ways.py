@@ -138,3 +138,34 @@ def training_step(model: "PreTrainedModel", optimizer: torch.optim.Optimizer, ba
 
 def adamw(model: "PreTrainedModel") -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=2e-5, eps=1e-8, weight_decay=0.0, fused=True)
+
+
+# -------------------------------------------------------------------------------------------------------- mask training
+
+
+class ReleasedMask(torch.nn.Module):
+    """A mask on one matrix as the code released with Liu et al. 2022 has it: a float for every value of the mask in each forward
+    pass, by a threshold at the k-th smallest score. Scores start at abs(W), as its soft start."""
+
+    def __init__(self, weight: Tensor, sparsity: float) -> None:
+        super().__init__()
+        self.scores, self.sparsity = torch.nn.Parameter(weight.detach().abs().clone()), sparsity
+        self.set_threshold()
+
+    def set_threshold(self) -> None:
+        scores = self.scores.detach().flatten()
+        self.threshold = float(torch.kthvalue(scores, round(self.sparsity * len(scores))).values)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        masked: Tensor = weight * _StraightThrough.apply(self.scores, self.threshold)  # type: ignore[no-untyped-call]
+        return masked
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, scores: Tensor, threshold: float) -> Tensor:
+        return (scores > threshold).float()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
