@@ -92,6 +92,8 @@ def test_the_three_arms_of_gradual_sparsity_end_at_one_sparsity(lab: Lab, tiny_f
         ("fixed", 1, 0.9),
         ("fixed", 3, 0.9),
     ]
+    both = of(planned(lab, tiny_folder, "gradual", fixed_inits=("hard", "soft")), "search")
+    assert [one.settings["search"]["score_init"] for one in both] == ["soft", "hard", "hard", "soft", "soft"]
 
 
 def test_an_oracle_learns_on_challenge_train_rows_and_is_scored_where_all_are(lab: Lab, tiny_folder: Path) -> None:

@@ -15,7 +15,18 @@ from tombola.report.figures import Line
 from tombola.report.layout import Figure, Part, Table
 from tombola.report.words import NONE, interval, listed, number, of_seeds, spread
 from tombola.study.presets import DEFAULT
-from tombola.study.robust_rows import PIPELINES, Arm, Halved, RobustRow, Summary, dense_models, halved, summaries, without
+from tombola.study.robust_rows import (
+    PIPELINES,
+    Arm,
+    Halved,
+    RobustRow,
+    Summary,
+    dense_models,
+    halved,
+    scores_start,
+    summaries,
+    without,
+)
 
 CSS: Mapping[str, str] = {"ce": "full", "poe": "good", "reweight": "weights", "conf-reg": "strict-bad"}  # loss → colour
 LOSSES: Mapping[str, str] = {
@@ -160,19 +171,27 @@ def start_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 def schedule_parts(anchor: str, study: Study) -> tuple[Part, ...]:
     """Row 11 of the paper: sparsity that rises against sparsity that is fixed, at what cost."""
     every = [one for one in summaries(study.results.robust) if one.arm.how == "learned" and one.arm.pipeline == "a"]
-    places = {without(one.arm, "schedule", "mask_epochs") for one in every if one.arm.schedule != "fixed"}
-    mine = [one for one in every if without(one.arm, "schedule", "mask_epochs") in places]
+
+    def place(arm: Arm) -> Arm:
+        return without(scores_start(arm)[1], "schedule", "mask_epochs")
+
+    places = {place(one.arm) for one in every if one.arm.schedule != "fixed"}
+    mine = [one for one in every if place(one.arm) in places]
     if not mine:
         return ()
     table = Table(
         "Schedules of sparsity: mean ± std over seeds",
-        ("Task", "Mask against", "Sparsity", "Schedule", "Mask epochs", "Report", "Challenge", "Steps", "TFLOPs", "Seeds"),
+        (
+            *("Task", "Mask against", "Sparsity", "Schedule", "Scores start", "Mask epochs"),
+            *("Report", "Challenge", "Steps", "TFLOPs", "Seeds"),
+        ),
         tuple(
             (
                 _title(study, one.arm),
                 LOSSES.get(one.arm.mask_loss, one.arm.mask_loss),
                 f"{one.arm.sparsity:.0%}",
                 one.arm.schedule,
+                scores_start(one.arm)[0],
                 str(one.arm.mask_epochs),
                 spread(one.report),
                 spread(one.challenge),
@@ -182,7 +201,7 @@ def schedule_parts(anchor: str, study: Study) -> tuple[Part, ...]:
             )
             for one in mine
         ),
-        stubs=4,
+        stubs=5,
         tasks=tuple(_of_filter(study, one.arm) for one in mine),
     )
     part = Part(f"{anchor}-schedule", "Schedules", "Is it better to rise?", tables=(table,), experiment="gradual")
@@ -337,18 +356,24 @@ def _common(rows: Sequence[RobustRow]) -> frozenset[str]:
         one for row in rows for one in row.arm.options.split(", ") if one.startswith(("bias_model", "bias_vec", "bias_pri"))
     }
     alike = {one for one in of_bias if sum(other.partition("=")[0] == one.partition("=")[0] for other in of_bias) == 1}
-    return (frozenset.intersection(*every) - {""} if every else frozenset()) | alike
+    epochs = {_mask_epochs(row.arm) for row in rows if row.arm.mask_epochs}
+    return (frozenset.intersection(*every) - {""} if every else frozenset()) | alike | (epochs if len(epochs) == 1 else set())
+
+
+def _mask_epochs(arm: Arm) -> str:
+    return f"{arm.mask_epochs} epochs of the mask"
 
 
 def _told(common: frozenset[str]) -> str:
     return f" Throughout: {', '.join(sorted(common))}." if common else ""
 
 
-def _said(arm: Arm, common: frozenset[str] = frozenset()) -> tuple[str, str, str, str]:
+def _said(arm: Arm, common: frozenset[str]) -> tuple[str, str, str, str]:
     mask = LOSSES.get(arm.mask_loss, arm.mask_loss) if arm.pipeline != "full" else NONE
     mask += ", rounds" if arm.how == "imp" else ""
     mask += ", oracle" if arm.oracle else ""
     mask += f", {arm.schedule}" if arm.schedule != "fixed" else ""
+    mask += f", {_mask_epochs(arm)}" if arm.mask_epochs and _mask_epochs(arm) not in common else ""
     mask += f", begun at {arm.begun_at:.0%}" if 0 < arm.begun_at < 1 else ""
     weights = LOSSES.get(arm.weight_loss, arm.weight_loss)
     weights += f", {arm.epochs} epochs" if arm.pipeline == "full" else ""

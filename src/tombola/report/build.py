@@ -44,6 +44,7 @@ from tombola.study.results import Results
 
 MANY_TASKS = 4  # are counted in the title
 MANY_CASES = 6  # open on demand
+FEW_ALIKE = 3  # of one task: of more the parts that hold them side by side say it in less room
 MANY_WARNINGS = 24  # likewise
 LARGE = 1_200_000  # characters: a page that would be larger has its sections packed
 
@@ -167,7 +168,8 @@ def sections_of(study: Study) -> list[Section]:
 
 def _stands_alone(case: Case, study: Study) -> bool:
     """Whether a case has a section of its own: not what a part over all tasks shows in full already."""
-    if len(study.cases) <= MANY_CASES:
+    alike = sum(one.task == case.task for one in study.cases)
+    if len(study.cases) <= MANY_CASES and alike <= FEW_ALIKE:
         return True
     levels = case.settings.get("method") == "imp" and bool(study.results.chains.levels)
     robust = case.settings.get("method") == "learned" and bool(study.results.robust)

@@ -21,6 +21,7 @@ from pydantic import StrictBool, StrictInt
 
 from tombola.errors import SettingsError, TombolaError
 from tombola.losses import LossName
+from tombola.search.learned import ScoreInit
 from tombola.study.cells import Cell
 from tombola.study.chains import plan_chains
 from tombola.study.context import Context, Experiment, Nothing, own_options
@@ -292,6 +293,8 @@ class GradualOptions(Nothing):
     sparsity: Sparsity = 0.9
     start: Sparsity = 0.7
     longer: Annotated[StrictInt, Ge(2)] = 2  # times the epochs, of the third
+    # of the arms that stay fixed; what rises must start soft. In few steps a hard start fails whatever the schedule
+    fixed_inits: Annotated[tuple[ScoreInit, ...], Len(1)] = ("hard",)
     mask_loss: LossName = "poe"
 
 
@@ -300,7 +303,9 @@ def gradual(context: Context, options: GradualOptions) -> list[Cell]:
     own = {"loss": "ce", "mask_loss": options.mask_loss, "sparsity": options.sparsity}
     rising = {"schedule": "cubic", "start_sparsity": options.start, "score_init": "soft"}
     epochs = {settings.search.mask_epochs for settings in context.settings("learned", own)}
-    arms: list[Mapping[str, Any]] = [rising, {}, *({"mask_epochs": options.longer * n} for n in sorted(epochs))]
+    arms: list[Mapping[str, Any]] = [rising]
+    for init in options.fixed_inits:
+        arms += [{"score_init": init}, *({"score_init": init, "mask_epochs": options.longer * n} for n in sorted(epochs))]
     return [cell for arm in arms for cell in _cells(learned(context, own | dict(arm)))]
 
 

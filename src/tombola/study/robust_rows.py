@@ -390,6 +390,14 @@ def without(arm: Arm, *names: str, **others: Any) -> Arm:
     return replace(arm, **{name: usual[name] for name in names}, **others)
 
 
+def scores_start(arm: Arm) -> tuple[str, Arm]:
+    """Where the scores of a learned mask start ("hard", "soft", …), and the arm as it is whatever they start at."""
+    said = [one for one in arm.options.split(", ") if one]
+    own = [one.partition("=")[2] for one in said if one.startswith("score_init=")]
+    rest = ", ".join(one for one in said if not one.startswith("score_init="))
+    return (own or [str(_declared("learned", arm.preset)["score_init"])])[0], replace(arm, options=rest)
+
+
 # ------------------------------------------------------------------------------------------------- the verdict asked for
 
 
