@@ -95,7 +95,7 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 def robust_verdict(study: Study) -> str:
     """Of the masks of fine-tuned models, by what they were learned against, how many halve the bias gap; "" of none."""
     mine = [
-        one for one in halved(study.results.robust) if one.arm.how == "learned" and one.arm.pipeline == "a" and _plain(one.arm)
+        one for one in halved(study.results.robust) if (one.arm.how, one.arm.pipeline, one.arm.begun_at) == ("learned", "a", 1.0)
     ]
     by_loss: dict[str, list[Halved]] = {}
     for one in mine:
