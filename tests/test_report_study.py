@@ -346,11 +346,16 @@ def test_results_become_a_folder_that_says_how_they_came_to_be(study: Results, t
         study, provenance={**study.provenance, "store": str(tmp_path / "secret" / "store-of-mine")}, warnings=("beware",)
     )
     out = tmp_path / "published"
+    (out / "tables").mkdir(parents=True)
+    (out / "tables" / "of-an-earlier-run.md").write_text("old")
     told = {"notes": "1. A line of ours.\n", "ran": ["tombola find a b"], "hardware": "two cores"}
     text = write_results(here, out, title="Title", **told).read_text()
     assert text.index("1. A line of ours.") < text.index("## What was found"), "what is made of it before the numbers"
     assert {one.name for one in out.iterdir()} == {"README.md", "page.html", "tables", "figures"}
     assert len(list((out / "figures").glob("*.svg"))) > 50 and len(list((out / "tables").glob("*.md"))) > 20
+    assert not (out / "tables" / "of-an-earlier-run.md").exists(), "a table that nothing stands behind any more"
+    own = [one.stem for one in out.glob("*/*") if "how-the-predictions-differ" in one.name or one.name.startswith("task-")]
+    assert not own, "a section of one task and search stays on the page"
     for said in (
         "# Title",
         "tombola study run prasanna2020\ntombola find a b",

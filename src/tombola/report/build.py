@@ -44,6 +44,7 @@ from tombola.study.results import Results
 
 MANY_TASKS = 4  # are counted in the title
 MANY_CASES = 6  # open on demand
+OWN = "task-"  # anchors of the sections of one task and search
 FEW_ALIKE = 3  # of one task: of more the parts that hold them side by side say it in less room
 MANY_WARNINGS = 24  # likewise
 LARGE = 1_200_000  # characters: a page that would be larger has its sections packed
@@ -82,11 +83,17 @@ PARTS: Sequence[tuple[str, str, Sequence[Callable[[str, Study], tuple[Part, ...]
 
 
 def build_page(
-    results: Results, out: Path, extra: Sequence[Section] = (), tables: Path | None = None, figures: Path | None = None
+    results: Results,
+    out: Path,
+    extra: Sequence[Section] = (),
+    tables: Path | None = None,
+    figures: Path | None = None,
+    each_task: bool = True,
 ) -> Path:
     """The path of the page it wrote, `out`: one HTML file that needs nothing else, complete or not there at all.
 
-    `extra` sections come first. tables, figures: folders for what stands on the page, as files of its own.
+    `extra` sections come first. tables, figures: folders for what stands on the page, as files of its own; each_task=False leaves
+    out what is of one task and search alone, unless there is but one.
     Raises: StoreError if `out` is a folder, or one of the folders a file.
     """
     if out.is_dir():
@@ -96,11 +103,12 @@ def build_page(
             raise StoreError("tables and figures are many files", got=f"the file {folder}", expected="a folder, or none yet")
     study = study_of(results)
     sections = [*extra, *sections_of(study)]
+    apart = [one for one in sections if each_task or len(study.cases) == 1 or not one.anchor.startswith(OWN)]
     if tables is not None:
         overview = Part("overview", "Overview", "Overview", tables=tuple(overview_tables(study)))
-        write_tables([Section("overview", "Overview", "", (overview,)), *sections], tables)
+        write_tables([Section("overview", "Overview", "", (overview,)), *apart], tables)
     if figures is not None:
-        write_figures(sections, figures)
+        write_figures(apart, figures)
     return write_whole(out, _page(study, sections))
 
 
@@ -162,7 +170,7 @@ def sections_of(study: Study) -> list[Section]:
     found.sort(key=lambda section: section.anchor not in subject)  # what a study is about comes first
     alone = [case for case in study.cases if _stands_alone(case, study)]
     many = len(alone) > MANY_CASES
-    own = [_section(f"task-{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1)]
+    own = [_section(f"{OWN}{i}", study, case, len(alone), many) for i, case in enumerate(alone, start=1)]
     return [*own, *found] if len(study.cases) == 1 else [*found, *own]
 
 

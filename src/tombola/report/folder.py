@@ -7,12 +7,13 @@ from pathlib import Path
 from tombola.errors import StoreError
 from tombola.report.build import build_page, facts_of, overview_tables, verdict_of
 from tombola.report.cases import study_of
-from tombola.report.export import markdown, write_whole
+from tombola.report.export import FORMS, markdown, write_whole
 from tombola.report.layout import Table
 from tombola.report.words import told_once
 from tombola.study.results import Results
 
 MANY_DOUBTS = 24  # in the README
+ENDINGS = (*FORMS, ".svg")
 PAGE, TABLES, FIGURES, README = "page.html", "tables", "figures", "README.md"
 
 
@@ -20,6 +21,8 @@ def write_results(
     results: Results, folder: Path, *, title: str, notes: str = "", ran: Sequence[str] = (), hardware: str = ""
 ) -> Path:
     """The README it wrote, last of all, with page.html, tables/ and figures/ beside it. Names no path of this machine.
+
+    The files are of all tasks together, in place of those of an earlier run; what is of one task and search stands on the page.
 
     notes: Markdown, what somebody makes of it, to stand before the numbers. ran: what computed the cells, where no study did.
     hardware: in words, of what cells do not say themselves.
@@ -31,7 +34,9 @@ def write_results(
     if "store" in made_from:
         made_from["store"] = Path(str(made_from["store"])).name
     results = replace(results, provenance=made_from)
-    build_page(results, folder / PAGE, tables=folder / TABLES, figures=folder / FIGURES)
+    for old in (one for name in (TABLES, FIGURES) for one in (folder / name).glob("*.*") if one.suffix in ENDINGS):
+        old.unlink()  # of results that had other tables
+    build_page(results, folder / PAGE, tables=folder / TABLES, figures=folder / FIGURES, each_task=False)
     study = study_of(results)
     overview = "\n".join(f"**{table.caption}**\n\n{markdown(table)}\n{table.note}\n" for table in overview_tables(study))
     commands = (
@@ -46,8 +51,8 @@ def write_results(
         "",
         verdict_of(study),
         "",
-        f"[The page]({PAGE}) has all of it and needs no network: open it in a browser. Its tables stand in `{TABLES}` as "
-        f"Markdown, LaTeX and CSV, its figures in `{FIGURES}` as SVG.",
+        f"[The page]({PAGE}) has all of it and needs no network: open it in a browser. Tables of all tasks together stand in "
+        f"`{TABLES}` as Markdown, LaTeX and CSV, figures in `{FIGURES}` as SVG.",
         "",
         *(("## Notes", "", notes.strip(), "") if notes.strip() else ()),
         *(("## What was found", "", overview) if overview.strip() else ()),
