@@ -1,5 +1,6 @@
 """Liu et al. 2022 as a study: which cells each row is, on a tiny model; challenge sets of fewer classes; marked rows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,11 @@ def test_rungs_of_a_ladder_are_never_averaged_and_named_by_what_they_change(lab:
 
 
 def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) -> None:
+    from tombola.report.about_robust import robust_verdict
     from tombola.report.build import render
+    from tombola.report.cases import study_of
     from tombola.study.results import collect
-    from tombola.study.robust_rows import as_long, dense_models, halved, summaries
+    from tombola.study.robust_rows import Arm, RobustRow, as_long, dense_models, halved, summaries
 
     options: dict[str, dict[str, Any]] = {
         "full-models": {"losses": ("ce",)},
@@ -368,3 +371,12 @@ def test_the_page_tells_pipelines_and_losses_apart(lab: Lab, tiny_folder: Path) 
     )
     assert first in page, "what it is about comes first"
     assert "When can mask training begin?" not in page, "nothing was asked of it"
+
+    def scored(one: RobustRow, arm: Arm, challenge: float) -> RobustRow:
+        return replace(one, arm=arm, scores={"report": {"accuracy": 0.9}, "challenge": {"accuracy": challenge}})
+
+    dense = next(one for one in found.robust if one.arm.pipeline == "full" and one.steps == 20)
+    arms = [row.arm, *(replace(row.arm, **own) for own in ({"schedule": "cubic"}, {"oracle": True}, {"begun_at": 0.5}))]
+    made = (scored(dense, dense.arm, 0.5), *(scored(row, arm, 0.9) for arm in arms))
+    said = robust_verdict(study_of(replace(found, robust=made)))
+    assert said.endswith("2 of 2 against product of experts."), "a mask that rises counts; an oracle and one begun early do not"

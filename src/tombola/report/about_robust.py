@@ -95,7 +95,9 @@ def robust_parts(anchor: str, study: Study) -> tuple[Part, ...]:
 def robust_verdict(study: Study) -> str:
     """Of the masks of fine-tuned models, by what they were learned against, how many halve the bias gap; "" of none."""
     mine = [
-        one for one in halved(study.results.robust) if (one.arm.how, one.arm.pipeline, one.arm.begun_at) == ("learned", "a", 1.0)
+        one
+        for one in halved(study.results.robust)
+        if (one.arm.how, one.arm.pipeline, one.arm.begun_at, one.arm.oracle) == ("learned", "a", 1.0, False)
     ]
     by_loss: dict[str, list[Halved]] = {}
     for one in mine:
@@ -237,11 +239,6 @@ def _by_task(
 def _ordinary(arm: Arm) -> bool:
     """Whether an arm is a point over sparsity, and not over start points or schedules."""
     return arm.schedule == "fixed" and arm.begun_at in (0.0, 1.0)
-
-
-def _plain(arm: Arm) -> bool:
-    """Whether it is one of the paper's own: of the whole fine-tuning, and no oracle."""
-    return _ordinary(arm) and not arm.oracle
 
 
 def _curves_of(rows: Sequence[RobustRow]) -> dict[Arm, list[RobustRow]]:
